@@ -1,0 +1,20 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_internimage_fpn.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/schedule_3x.py',
+    '../_base_/default_runtime_det.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='small',
+        drop_path_rate=0.3,
+        init_cfg=dict(
+            checkpoint='https://huggingface.co/OpenGVLab/InternImage/resolve/main/'
+            'internimage_s_1k_224.pth'
+        ),
+    ),
+    neck=dict(in_channels=[80, 160, 320, 640]),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, depths=[4, 4, 21, 4]))

@@ -1,0 +1,3 @@
+from .internimage import InternImage
+
+__all__ = ['InternImage']

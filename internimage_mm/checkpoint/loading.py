@@ -1,0 +1,221 @@
+"""Does a state dict fit a model: strict, because a silently random layer looks like a bad model."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .layouts import convert_official, describe_backbone, extract_state_dict, top_level_names
+from .reader import CheckpointError, read_checkpoint
+
+# What official classification checkpoints hold besides the backbone.
+_CLASSIFIER = (
+    *('head.', 'conv_head.', 'fc_norm.', 'clip_projector.', 'dcnv3_head_x3.', 'dcnv3_head_x4.'),
+    'mask_token',
+)
+_SHOWN = 4  # keys named in a message
+
+
+@dataclass
+class Mismatch:
+    """Names that a state dict lacks, has too many, or has in another shape than the model."""
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.reshaped)
+
+
+def compare(state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> Mismatch:
+    """Compare names and shapes; batch counters, which no inference reads, may be missing."""
+    return Mismatch(
+        missing=[
+            k for k in model_state if k not in state_dict and not k.endswith('num_batches_tracked')
+        ],
+        unexpected=[k for k in state_dict if k not in model_state],
+        reshaped=[
+            k for k, v in state_dict.items() if k in model_state and v.shape != model_state[k].shape
+        ],
+    )
+
+
+def check_state_dict(
+    state_dict: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor],
+    source: str,
+    model_name: str,
+) -> None:
+    """Raise unless the state dict fits the model: the same names, each with the same shape.
+
+    Args:
+        state_dict: What is to be loaded.
+        model_state: The model's own state dict.
+        source: Where the weights come from, for the message.
+        model_name: What they are to fill, for the message.
+
+    Raises:
+        CheckpointError: It does not fit. The message counts the missing, unknown and reshaped
+            names, shows the first of each (with both shapes), and guesses at the reason.
+    """
+    mismatch = compare(state_dict, model_state)
+    if mismatch:
+        raise CheckpointError(_explain(mismatch, state_dict, model_state, source, model_name))
+
+
+def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None = None) -> None:
+    """Fill an InternImage backbone from any official checkpoint, or raise.
+
+    ImageNet classification, detection and segmentation checkpoints work alike, in every layout that
+    :func:`extract_state_dict` knows. What is not backbone (classifier, neck, heads) is left out.
+
+    Args:
+        backbone: The backbone to fill, in place.
+        path: As of :func:`read_checkpoint`.
+        prefix: What stands before the backbone's names in the file, e.g. ``'backbone'``. Default:
+            ``'backbone'`` if the file has names that start so, else nothing.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file cannot be read, holds no backbone, or that of another variant.
+            Only ``gamma1`` and ``gamma2`` may be missing, and only all of them, as in the official
+            ImageNet checkpoint of InternImage-T; they keep their values (1.0 in the det. and seg.
+            configs).
+    """
+    state_dict = extract_state_dict(read_checkpoint(path))
+    if prefix is None:
+        prefix = 'backbone.' if any(k.startswith('backbone.') for k in state_dict) else ''
+    elif prefix and not prefix.endswith('.'):
+        prefix += '.'
+    weights = {
+        k.removeprefix(prefix): v
+        for k, v in state_dict.items()
+        if k.startswith(prefix) and not k.removeprefix(prefix).startswith(_CLASSIFIER)
+    }
+    model_state = backbone.state_dict()
+    name = type(backbone).__name__
+    if not any(k in model_state for k in weights):
+        raise CheckpointError(_no_backbone_message(path, state_dict, name, prefix))
+    scales = [k for k in model_state if k.endswith(('.gamma1', '.gamma2'))]
+    if scales and not any(k.endswith(('.gamma1', '.gamma2')) for k in weights):
+        kept = {k: model_state.pop(k) for k in scales}
+        if not all((v == 1).all() for v in kept.values()):
+            print_log(
+                f'{path} has no layer scale (gamma1, gamma2), which then has to be 1 for the model '
+                'to compute what was trained, but the backbone was built with another layer_scale.',
+                logger='current',
+                level=logging.WARNING,
+            )
+    check_state_dict(weights, model_state, path, name)
+    backbone.load_state_dict(weights, strict=False)
+    print_log(f'{name}: {len(weights)} tensors loaded from {path}', logger='current')
+
+
+def fit_state_dict(
+    checkpoint: dict, model: nn.Module, source: str, heads_may_differ: bool = False
+) -> dict[str, Tensor]:
+    """Take the weights for a whole detector, segmentor or classifier out of a checkpoint, or raise.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returns, official or saved by mmengine.
+        model: The model that is to be filled (not wrapped); it is not changed.
+        source: Where the checkpoint comes from, for messages.
+        heads_may_differ: For fine-tuning: only the backbone has to fit. What else does not is left
+            out, and one warning lists it. Default: everything has to fit.
+
+    Returns:
+        The weights under today's names, ready for ``model.load_state_dict(..., strict=False)``.
+
+    Raises:
+        CheckpointError: There is no backbone in the checkpoint, or it does not fit.
+    """
+    model_state = model.state_dict()
+    state_dict = convert_official(extract_state_dict(checkpoint), model_state)
+    name = type(model).__name__
+    has_backbone = any(k.startswith('backbone.') for k in model_state)
+    if has_backbone and not any(k.startswith('backbone.') for k in state_dict):
+        message = _no_backbone_message(source, state_dict, name, 'backbone.')
+        if any(f'backbone.{k}' in model_state for k in state_dict):
+            message += (
+                '. It looks like a backbone alone (ImageNet): give it as '
+                "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...) and train"
+            )
+        raise CheckpointError(message)
+    if not heads_may_differ:
+        check_state_dict(state_dict, model_state, source, name)
+        return state_dict
+    check_state_dict(
+        {k: v for k, v in state_dict.items() if k.startswith('backbone.')},
+        {k: v for k, v in model_state.items() if k.startswith('backbone.')},
+        source,
+        name,
+    )
+    mismatch = compare(state_dict, model_state)
+    if mismatch:
+        print_log(
+            f'{source}: the backbone fits; of the rest, {len(mismatch.missing)} weights are not in '
+            f'the file and {len(mismatch.reshaped)} have another shape, so these start anew: '
+            f'{", ".join([*mismatch.missing, *mismatch.reshaped]) or "none"}. Unused from the '
+            f'file: {", ".join(mismatch.unexpected) or "none"}',
+            logger='current',
+            level=logging.WARNING,
+        )
+    unused = {*mismatch.unexpected, *mismatch.reshaped}
+    return {k: v for k, v in state_dict.items() if k not in unused}
+
+
+def _no_backbone_message(
+    source: str, state_dict: Mapping[str, Tensor], model_name: str, prefix: str
+) -> str:
+    found = ', '.join(top_level_names(state_dict)) or 'no tensors at all'
+    expected = f'names like {prefix}patch_embed.conv1.weight'
+    return f'{source} has no weights for {model_name}: {expected} are needed, it has {found}'
+
+
+def _explain(
+    mismatch: Mismatch,
+    state_dict: Mapping[str, Tensor],
+    model_state: Mapping[str, Tensor],
+    source: str,
+    model_name: str,
+) -> str:
+    lines = [f'{source} does not fit {model_name}:']
+    if mismatch.missing:
+        lines.append(
+            f'  {len(mismatch.missing)} of {len(model_state)} weights of the model are missing in '
+            f'the file: {_first(mismatch.missing)}'
+        )
+    if mismatch.unexpected:
+        lines.append(
+            f'  {len(mismatch.unexpected)} weights of the file are unknown to the model: '
+            f'{_first(mismatch.unexpected)}'
+        )
+    if mismatch.reshaped:
+        shown = [
+            f'{k} (file {tuple(state_dict[k].shape)}, model {tuple(model_state[k].shape)})'
+            for k in mismatch.reshaped
+        ]
+        lines.append(f'  {len(mismatch.reshaped)} weights have another shape: {_first(shown)}')
+    file, model = describe_backbone(state_dict), describe_backbone(model_state)
+    wrong = [*mismatch.missing, *mismatch.unexpected, *mismatch.reshaped]
+    if file and model and file != model:
+        lines.append(
+            f'  Is it the checkpoint of another variant? The file has {file}; the model {model}.'
+        )
+    elif any(k.startswith('backbone.') for k in model_state) and not any(
+        k.startswith('backbone.') for k in wrong
+    ):
+        lines.append('  The backbone fits, the heads do not: another method or number of classes?')
+    else:
+        lines.append(
+            '  Is it the checkpoint of another variant, with other options (layer_scale, '
+            'post_norm, res_post_norm, center_feature_scale, dw_kernel_size, groups)?'
+        )
+    return '\n'.join(lines)
+
+
+def _first(names: list[str]) -> str:
+    return ', '.join(names[:_SHOWN]) + (', ...' if len(names) > _SHOWN else '')

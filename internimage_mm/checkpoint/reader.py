@@ -1,0 +1,148 @@
+"""From a path or an address to the object that a checkpoint file holds."""
+
+import os
+import os.path as osp
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier
+from mmengine.fileio import get_local_path
+
+# The config in official classification checkpoints is a yacs node, a dict with attributes. It comes
+# out as an OrderedDict, and yacs need not be installed.
+_ALLOWED: list[Callable | tuple[Callable, str]] = [(OrderedDict, 'yacs.config.CfgNode')]
+
+# What a download or a clone leaves in place of the file, by its first bytes.
+_NOT_A_CHECKPOINT = (
+    (b'<!doctype html', 'an HTML page (the address asks for a login or does not exist)'),
+    (b'<html', 'an HTML page (the address asks for a login or does not exist)'),
+    (b'version https://git-lfs', 'a Git LFS pointer (run "git lfs pull" where it came from)'),
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or does not fit the model; the message says why."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A checkpoint file that is not there."""
+
+
+def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
+    """Read a checkpoint with PyTorch's safe loader (``weights_only=True``), never another way.
+
+    Args:
+        path: A local file, an ``http(s)`` address (kept in the cache of ``torch.hub``), or an
+            address of another mmengine file backend. ``.safetensors`` files need the
+            ``safetensors`` package.
+        map_location: As of :func:`torch.load`. Default: ``'cpu'``.
+
+    Returns:
+        The dict that the file holds.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file cannot be downloaded, is truncated or no checkpoint at all, or
+            needs Python objects that the safe loader refuses (the message lists them).
+    """
+    path = str(path)
+    if path.startswith(('http://', 'https://')):
+        return _read_file(_download(path), path, map_location)
+    if '://' in path:
+        with get_local_path(path) as local_path:
+            return _read_file(local_path, path, map_location)
+    return _read_file(osp.expanduser(path), path, map_location)
+
+
+def _download(url: str) -> str:
+    path = osp.join(torch.hub.get_dir(), 'checkpoints', osp.basename(urlparse(url).path))
+    error = None
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not osp.isfile(path):
+        os.makedirs(osp.dirname(path), exist_ok=True)
+        try:
+            # Writes to a temporary name and renames, so an interrupted download leaves no file.
+            torch.hub.download_url_to_file(url, path)
+        except (URLError, OSError) as exc:
+            error = exc
+    barrier()
+    if error is not None:
+        raise CheckpointError(f'{url} cannot be downloaded: {error}') from error
+    return path
+
+
+def _read_file(path: str, name: str, map_location: Any) -> dict:
+    if not osp.exists(path):
+        raise CheckpointNotFoundError(f'checkpoint {name} does not exist')
+    if not osp.isfile(path):
+        raise CheckpointError(f'checkpoint {name} is a directory; a file is needed')
+    if name != path:
+        name = f'{name} (file {path})'
+    with open(path, 'rb') as file:
+        start = file.read(64).lstrip().lower()
+    for magic, what in _NOT_A_CHECKPOINT:
+        if start.startswith(magic):
+            raise CheckpointError(f'{name} is not a checkpoint but {what}; delete it and try again')
+    if path.endswith('.safetensors'):
+        checkpoint = _read_safetensors(path, name, map_location)
+    else:
+        checkpoint = _read_torch(path, name, map_location)
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(
+            f'{name} holds a {type(checkpoint).__name__}; a dict with the weights is needed'
+        )
+    return checkpoint
+
+
+def _read_torch(path: str, name: str, map_location: Any) -> Any:
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as exc:
+        # A damaged file surfaces as any of a dozen exception types, from KeyError to RuntimeError.
+        reason = str(exc) or type(exc).__name__
+        if isinstance(exc, pickle.UnpicklingError):
+            # PyTorch wraps the reason in the advice to switch the safe loader off.
+            reason = reason.rpartition('WeightsUnpickler error: ')[2]
+        reason = reason.strip().splitlines()[0]
+        whole = zipfile.is_zipfile(path) or 'Unsupported global' in reason
+        if isinstance(exc, pickle.UnpicklingError) and whole:
+            raise CheckpointError(
+                f'{name} holds Python objects that may run code when loaded, which is refused: '
+                f'{", ".join(_refused_objects(path)) or reason}. If you trust where it came from, '
+                'load it once with torch.load(file, weights_only=False) and save only its weights'
+            ) from exc
+        raise CheckpointError(
+            f'{name} is truncated or not a PyTorch checkpoint '
+            f'({osp.getsize(path)} bytes; {reason}); copy or download it again'
+        ) from exc
+
+
+def _refused_objects(path: str) -> list[str]:
+    """Names of the objects in the file that neither PyTorch nor we allow-list."""
+    try:
+        with torch.serialization.safe_globals(_ALLOWED):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except ValueError:  # the format of PyTorch < 1.6 cannot be listed
+        return []
+
+
+def _read_safetensors(path: str, name: str, map_location: Any) -> dict:
+    try:
+        import safetensors.torch
+    except ImportError as exc:
+        raise CheckpointError(
+            f'{name} needs the safetensors package: pip install safetensors'
+        ) from exc
+    try:
+        return safetensors.torch.load_file(path, device=str(map_location))
+    except Exception as exc:
+        raise CheckpointError(
+            f'{name} is truncated or not a safetensors file '
+            f'({osp.getsize(path)} bytes; {exc}); copy or download it again'
+        ) from exc

@@ -1,0 +1,216 @@
+"""What the command-line tools check before anything heavy, and how they report a user's mistake."""
+
+import difflib
+import functools
+import importlib.util
+import json
+import os
+import os.path as osp
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import ConfigParsingError
+from mmengine.device import get_device
+from mmengine.registry import DATASETS
+
+from .checkpoint import CheckpointError
+
+_SHOWN = 10  # names listed in a message
+_LIBRARIES = {
+    'mmdet': 'mmdet==3.3.0',
+    'mmseg': 'mmsegmentation==1.2.2',
+    'mmpretrain': 'mmpretrain==1.2.0',
+}
+
+
+class UserError(Exception):
+    """A mistake in what the user gave; the message says what is wrong and what is needed."""
+
+
+def reports_user_errors(main: Callable) -> Callable:
+    """Make a tool end with one line ``error: ...`` and exit code 1 after a user's mistake.
+
+    Errors in our own code keep their traceback.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except (UserError, CheckpointError) as error:
+            sys.exit(f'error: {error}')
+
+    return wrapper
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise a :class:`UserError` for a distributed run on a machine without GPU."""
+    if launcher != 'none' and get_device() == 'cpu':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU for each process, which mmengine binds it to; '
+            'on the CPU start one process with --launcher none'
+        )
+
+
+def load_config(path: str, options: dict | None = None, work_dir: str | None = None) -> Config:
+    """Read a config and apply what the command line sets.
+
+    Args:
+        path: The config file.
+        options: ``--cfg-options``.
+        work_dir: ``--work-dir``; default: that of the config, else ``work_dirs/<config name>``.
+
+    Raises:
+        UserError: No such file, not Python, a missing ``_base_``, or the library that it is for
+            (mmdet, mmseg or mmpretrain) is not installed.
+    """
+    if not osp.isfile(path):
+        raise UserError(f'config {path} does not exist{_similar_configs(path)}')
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:
+        raise UserError(
+            f'config {path} (or one of its _base_ files) is not valid Python: {error.msg} '
+            f'(line {error.lineno}: {(error.text or "").strip()})'
+        ) from error
+    except (ConfigParsingError, FileNotFoundError, OSError) as error:
+        raise UserError(f'config {path} cannot be read: {error}') from error
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no "model"; is it a file of configs/_base_?')
+    cfg.merge_from_dict(options or {})
+    scope = cfg.get('default_scope')
+    if scope in _LIBRARIES and importlib.util.find_spec(scope) is None:
+        raise UserError(f'config {path} needs {scope}: pip install "{_LIBRARIES[scope]}"')
+    cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(path).stem)
+    return cfg
+
+
+def _similar_configs(path: str) -> str:
+    folder = Path(path).parent
+    names = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
+    similar = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.3)
+    if similar:
+        return f'; in {folder} there are {", ".join(similar)}'
+    return '' if folder.is_dir() else f' (nor does the folder {folder})'
+
+
+def check_data(cfg: Config, *splits: str) -> None:
+    """Check that the data sets of a config are there and that their categories are known.
+
+    Args:
+        cfg: The whole config.
+        *splits: Which of ``'train'``, ``'val'``, ``'test'`` are going to be used.
+
+    Raises:
+        UserError: A folder or an annotation file is missing (the message says how to get it), or a
+            COCO annotation file is damaged, lacks a class of the config, or uses a category that it
+            does not define. mmdet would drop such objects without a word.
+    """
+    checked = set()
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None:
+            continue
+        for dataset in _leaf_datasets(loader['dataset']):
+            for path in _paths_of(dataset):
+                _check_exists(path, split)
+            ann_file = _annotation_file(dataset)
+            classes = _coco_classes(dataset, cfg.get('default_scope'))
+            # In distributed training one process of each machine reads the file.
+            if classes and ann_file not in checked and int(os.environ.get('LOCAL_RANK', 0)) == 0:
+                _check_coco_categories(ann_file, classes)
+                checked.add(ann_file)
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+            if evaluator.get('ann_file'):
+                _check_exists(evaluator['ann_file'], split)
+
+
+def _leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """Look through the wrappers (RepeatDataset, ConcatDataset and their like)."""
+    if 'datasets' in dataset:
+        for inner in dataset['datasets']:
+            yield from _leaf_datasets(inner)
+    elif 'dataset' in dataset:
+        yield from _leaf_datasets(dataset['dataset'])
+    else:
+        yield dataset
+
+
+def _paths_of(dataset: dict) -> Iterator[str]:
+    root = dataset.get('data_root') or ''
+    if root:
+        yield root
+    for part in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()):
+        if part:
+            yield osp.join(root, part)
+
+
+def _annotation_file(dataset: dict) -> str:
+    return osp.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+
+
+def _check_exists(path: str, split: str) -> None:
+    if '://' not in path and not osp.exists(path):
+        raise UserError(f'the {split} data needs {path}, which does not exist; {_data_hint(path)}')
+
+
+def _data_hint(path: str) -> str:
+    path = path.lower()
+    if 'mini' in path:
+        return 'make it with: python tools/make_mini_dataset.py'
+    readme = 'ade20k' if 'ade' in path else 'coco' if 'coco' in path else None
+    where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''
+    return f'{where}set the data_root of the config to where your copy lies'
+
+
+def _coco_classes(dataset: dict, scope: str | None) -> tuple[str, ...] | None:
+    """The classes that mmdet looks up by name in the annotation file; None if it does not."""
+    if scope != 'mmdet':
+        return None
+    from mmdet.datasets import CocoDataset
+
+    cls = dataset['type']
+    if isinstance(cls, str):
+        with DATASETS.switch_scope_and_registry(scope) as registry:
+            cls = registry.get(cls)
+    if getattr(cls, 'load_data_list', None) is not CocoDataset.load_data_list:
+        return None
+    metainfo = {**cls.METAINFO, **(dataset.get('metainfo') or {})}
+    classes = metainfo.get('classes', ())
+    return (classes,) if isinstance(classes, str) else tuple(classes)
+
+
+def _check_coco_categories(ann_file: str, classes: tuple[str, ...]) -> None:
+    try:
+        with open(ann_file, encoding='utf-8') as file:
+            content = json.load(file)
+    except ValueError as error:
+        raise UserError(f'annotation file {ann_file} is not valid JSON: {error}') from error
+    if not isinstance(content, dict) or not {'images', 'categories'} <= content.keys():
+        raise UserError(
+            f'annotation file {ann_file} is not in COCO format: it needs "images" and "categories"'
+        )
+    names = {category['id']: category['name'] for category in content['categories']}
+    missing = [name for name in classes if name not in names.values()]
+    if missing:
+        raise UserError(
+            f'annotation file {ann_file} does not define the categories {_some(missing)} of the '
+            f'config; it defines {_some(sorted(names.values()))}. Set metainfo.classes of the data '
+            'set (and num_classes of the heads) to those of the file'
+        )
+    unknown = sorted(
+        {a['category_id'] for a in content.get('annotations', [])} - names.keys(), key=str
+    )
+    if unknown:
+        raise UserError(
+            f'annotation file {ann_file} has objects of unknown category: category_id '
+            f'{_some(unknown)}; its "categories" define {_some(sorted(names, key=str))}'
+        )
+
+
+def _some(items: list) -> str:
+    return ', '.join(map(str, items[:_SHOWN])) + (', ...' if len(items) > _SHOWN else '')

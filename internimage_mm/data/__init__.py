@@ -1,0 +1,13 @@
+"""Generated mini data sets in real formats, small enough to train on from scratch in minutes."""
+
+from .mini_ade20k import MINI_ADE20K_CLASSES, MINI_ADE20K_PALETTE, make_mini_ade20k
+from .mini_coco import MINI_COCO_CLASSES, MINI_COCO_PALETTE, make_mini_coco
+
+__all__ = [
+    'MINI_ADE20K_CLASSES',
+    'MINI_ADE20K_PALETTE',
+    'MINI_COCO_CLASSES',
+    'MINI_COCO_PALETTE',
+    'make_mini_ade20k',
+    'make_mini_coco',
+]

@@ -1,0 +1,157 @@
+"""mini_ade20k: a drawn semantic segmentation data set in ADE20K folder format."""
+
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from .drawing import (
+    clutter_outlines,
+    coverage,
+    drop_hidden,
+    fill,
+    finish,
+    image_rng,
+    paint,
+    random_colour,
+    random_outline,
+)
+from .storage import write_dataset, write_image
+
+MINI_ADE20K_CLASSES = ('wall', 'sky', 'ground', 'water', 'circle', 'square', 'triangle', 'star')
+MINI_ADE20K_PALETTE = (
+    (120, 120, 120),
+    (6, 230, 230),
+    (140, 100, 50),
+    (30, 80, 220),
+    (220, 20, 60),
+    (255, 200, 25),
+    (60, 180, 75),
+    (145, 30, 180),
+)
+
+# A region is known by its pattern and its place, never by its colour.
+_REGION_PATTERNS = {'wall': 'bricks', 'sky': 'clouds', 'ground': 'speckle', 'water': 'waves'}
+_SHAPE_CLASSES = MINI_ADE20K_CLASSES[len(_REGION_PATTERNS) :]
+_SHAPE_PATTERNS = ('plain', 'gradient', 'dots')
+_FOLDERS = {'train': 'training', 'val': 'validation'}
+
+
+def make_mini_ade20k(
+    root: str | Path,
+    num_train: int = 600,
+    num_val: int = 100,
+    seed: int = 0,
+    *,
+    overwrite: bool = False,
+    show_progress: bool = False,
+) -> bool:
+    """Draws a semantic segmentation data set in ADE20K folder format.
+
+    Images are 128 to 144 pixels high and wide: textured sky, wall, ground and water regions, 1 to 4
+    shapes of 36 to 72 pixels in diameter that may overlap, and lines and blobs that belong to no
+    class. Colours do not depend on the class. The same arguments give the same bytes with the same
+    numpy and OpenCV, and an image does not depend on how many there are.
+
+    Files: ``images/{training,validation}/*.jpg``, ``annotations/{training,validation}/*.png``
+    (uint8, 0 for pixels that belong to no class, else 1 + index into ``MINI_ADE20K_CLASSES``:
+    ``reduce_zero_label=True``) and ``mini_dataset.json`` with the settings.
+
+    Args:
+        root: Folder of the data set. It appears when the data set is complete.
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        seed: Seed, at least 0. Both splits are drawn from it and never share an image.
+        overwrite: Replace a generated data set with other settings in ``root``.
+        show_progress: Show a progress bar.
+
+    Returns:
+        True if the data set was written, False if ``root`` already holds one with these settings.
+
+    Raises:
+        TypeError: A number is not an int.
+        ValueError: A number of images is below 1 or the seed is negative.
+        FileExistsError: ``root`` holds a data set with other settings and ``overwrite`` is False,
+            or something that is not a generated data set, which is never overwritten.
+    """
+
+    def write(folder: Path) -> None:
+        for split, count in (('train', num_train), ('val', num_val)):
+            images = folder / 'images' / _FOLDERS[split]
+            annotations = folder / 'annotations' / _FOLDERS[split]
+            images.mkdir(parents=True)
+            annotations.mkdir(parents=True)
+            for index in track(range(count), f'mini_ade20k {split}', disable=not show_progress):
+                image, labels = _draw(image_rng(seed, split, index))
+                write_image(images / f'{index:06d}.jpg', image)
+                write_image(annotations / f'{index:06d}.png', labels)
+
+    return write_dataset(
+        root,
+        'mini_ade20k',
+        write,
+        num_train=num_train,
+        num_val=num_val,
+        seed=seed,
+        overwrite=overwrite,
+    )
+
+
+def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One image, uint8 (h, w, 3), and its label map, uint8 (h, w)."""
+    hw = tuple(int(side) for side in rng.integers(128, 145, size=2))
+    picture = np.zeros((*hw, 3), np.float32)
+    labels = np.zeros(hw, np.uint8)
+    colours = []
+    for name, outline in _region_outlines(rng, hw):
+        colours.append(random_colour(rng, avoid=colours, distance=100))
+        contrast = (20, 45) if name == 'sky' else (60, 100)
+        region = fill(rng, _REGION_PATTERNS[name], colours[-1], hw, contrast)
+        paint(picture, labels, coverage([outline], hw), region, _label(name))
+    for outline in clutter_outlines(rng, hw, lines=rng.integers(1, 3), blobs=rng.integers(1, 4)):
+        paint(
+            picture,
+            labels,
+            coverage([outline], hw),
+            random_colour(rng, avoid=colours, distance=100),
+            0,
+        )
+
+    names = rng.choice(_SHAPE_CLASSES, size=rng.integers(1, 5)).tolist()
+    coverages = [coverage(random_outline(rng, name, (36, 72), hw), hw) for name in names]
+    for index in drop_hidden(coverages, min_visible=0.4):
+        colours.append(random_colour(rng, avoid=colours, distance=100))
+        shape = fill(rng, rng.choice(_SHAPE_PATTERNS), colours[-1], hw, contrast=(20, 50))
+        paint(picture, labels, coverages[index], shape, _label(names[index]))
+    return finish(rng, picture), labels
+
+
+def _label(name: str) -> int:
+    return MINI_ADE20K_CLASSES.index(name) + 1
+
+
+def _region_outlines(rng: np.random.Generator, hw: tuple[int, int]) -> list[tuple[str, np.ndarray]]:
+    """Names and outlines of the regions, back to front; together they fill the image."""
+    height, width = hw
+    horizon = rng.uniform(0.35, 0.6) * height
+    regions = [('sky', _below(np.zeros(2), hw))]
+    if rng.random() < 0.75:
+        left, top = rng.uniform(-0.1, 0.5) * width, rng.uniform(-0.2, 0.5) * horizon
+        right = left + rng.uniform(0.4, 1.2) * width
+        regions.append(
+            ('wall', np.array([[left, top], [right, top], [right, height], [left, height]]))
+        )
+    regions.append(('ground', _below(horizon + rng.uniform(-0.06, 0.06, size=2) * height, hw)))
+    if rng.random() < 0.6:
+        shore = horizon + rng.uniform(0.25, 0.75) * (height - horizon)
+        regions.append(
+            ('water', _below(shore + rng.uniform(-0.12, 0.12, size=6) * (height - horizon), hw))
+        )
+    return regions
+
+
+def _below(heights: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
+    """Outline of everything below a polyline over the whole width."""
+    height, width = hw
+    line = np.stack([np.linspace(0, width, len(heights)), heights], axis=1)
+    return np.concatenate([line, [[width, height], [0, height]]])

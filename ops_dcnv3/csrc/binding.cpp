@@ -1,0 +1,220 @@
+// Connects the CPU kernels with the operators that ops_dcnv3/registration.py declares.
+#include <Python.h>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "cpu/dcnv3_cpu.h"
+
+namespace {
+
+using at::Tensor;
+using dcnv3::Problem;
+
+// Elements between neighbouring pixels if (N, H, W, C) is dense up to its last dimension, else 0.
+int64_t pixel_stride(const Tensor& tensor) {
+  if (tensor.numel() == 0) return tensor.size(3);
+  int64_t expected = 0;
+  for (int dim = 2; dim >= 0; --dim) {
+    if (tensor.size(dim) == 1) continue;
+    if (expected == 0) {
+      int64_t inner = 1;
+      for (int d = dim + 1; d < 3; ++d) inner *= tensor.size(d);
+      if (tensor.stride(dim) % inner != 0) return 0;
+      expected = tensor.stride(dim) / inner;
+    }
+    int64_t inner = 1;
+    for (int d = dim + 1; d < 3; ++d) inner *= tensor.size(d);
+    if (tensor.stride(dim) != expected * inner) return 0;
+  }
+  if (tensor.size(3) > 1 && tensor.stride(3) != 1) return 0;
+  return expected == 0 ? tensor.size(3) : expected;
+}
+
+// The tensor as the kernels can read it, and its pixel stride.
+std::tuple<Tensor, int64_t> readable(const Tensor& tensor) {
+  const int64_t stride = pixel_stride(tensor);
+  if (stride != 0) return {tensor, stride};
+  return {tensor.contiguous(), tensor.size(3)};
+}
+
+Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask,
+                     int64_t offset_stride, int64_t mask_stride, at::IntArrayRef kernel_size,
+                     at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                     int64_t groups, double offset_scale, bool remove_center,
+                     bool mask_is_logits) {
+  // The public function has told the user what is wrong before; these checks keep a direct call of
+  // the operator from reading outside a tensor.
+  TORCH_CHECK_VALUE(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
+                    "dcnv3: tensors must have 4 dimensions");
+  for (const auto& values : {kernel_size, stride, padding, dilation}) {
+    TORCH_CHECK_VALUE(values.size() == 2, "dcnv3: sizes must be (h, w) pairs");
+  }
+  TORCH_CHECK_VALUE(std::min(kernel_size[0], kernel_size[1]) >= 1 &&
+                        std::min(stride[0], stride[1]) >= 1 &&
+                        std::min(padding[0], padding[1]) >= 0 &&
+                        std::min(dilation[0], dilation[1]) >= 1,
+                    "dcnv3: kernel_size, stride and dilation must be positive, padding not negative");
+  TORCH_CHECK_TYPE(offset.dtype() == input.dtype() && mask.dtype() == input.dtype(),
+                   "dcnv3: input, offset and mask must have one dtype");
+  TORCH_CHECK_VALUE(groups >= 1 && input.size(3) % groups == 0, "dcnv3: groups must divide ",
+                    input.size(3), " channels, got ", groups);
+  Problem problem;
+  problem.batch = input.size(0);
+  problem.height = input.size(1);
+  problem.width = input.size(2);
+  problem.groups = groups;
+  problem.group_channels = input.size(3) / groups;
+  problem.kernel_h = kernel_size[0];
+  problem.kernel_w = kernel_size[1];
+  problem.stride_h = stride[0];
+  problem.stride_w = stride[1];
+  problem.pad_h = padding[0];
+  problem.pad_w = padding[1];
+  problem.dilation_h = dilation[0];
+  problem.dilation_w = dilation[1];
+  problem.offset_stride = offset_stride;
+  problem.mask_stride = mask_stride;
+  problem.offset_scale = offset_scale;
+  problem.remove_center = remove_center;
+  problem.mask_is_logits = mask_is_logits;
+  const int64_t span_h = problem.height + 2 * problem.pad_h -
+                         (problem.dilation_h * (problem.kernel_h - 1) + 1);
+  const int64_t span_w =
+      problem.width + 2 * problem.pad_w - (problem.dilation_w * (problem.kernel_w - 1) + 1);
+  TORCH_CHECK_VALUE(span_h >= 0 && span_w >= 0 && problem.points() >= 1,
+                    "dcnv3: the kernel does not fit into the padded input");
+  problem.out_height = span_h / problem.stride_h + 1;
+  problem.out_width = span_w / problem.stride_w + 1;
+  const int64_t per_pixel = groups * problem.points();
+  for (const auto& [tensor, size] : {std::make_pair(&offset, 2 * per_pixel),
+                                     std::make_pair(&mask, per_pixel)}) {
+    TORCH_CHECK_VALUE(tensor->size(0) == problem.batch && tensor->size(1) == problem.out_height &&
+                          tensor->size(2) == problem.out_width && tensor->size(3) == size,
+                      "dcnv3: offset or mask has shape ", tensor->sizes(), ", expected [",
+                      problem.batch, ", ", problem.out_height, ", ", problem.out_width, ", ", size,
+                      "]");
+  }
+  TORCH_CHECK_VALUE(problem.height * problem.width <= std::numeric_limits<int32_t>::max(),
+                    "dcnv3: an image must have fewer than 2^31 pixels, got ", problem.height, "x",
+                    problem.width);
+  return problem;
+}
+
+// Storage type of the kernels for a torch dtype.
+template <typename Visit>
+void visit_dtype(const Tensor& tensor, Visit visit) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return visit(float());
+    case at::kDouble:
+      return visit(double());
+    case at::kBFloat16:
+      return visit(dcnv3::BFloat16());
+    case at::kHalf:
+      return visit(dcnv3::Float16());
+    default:
+      TORCH_CHECK_TYPE(false, "dcnv3: float32, float64, bfloat16 or float16 expected, got ",
+                       tensor.scalar_type());
+  }
+}
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <typename T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// Output rows of one chunk of work: enough for the hand-over to a thread to pay.
+int64_t rows_per_chunk(const Problem& problem) {
+  const int64_t row = problem.out_width * problem.channels() * problem.points();
+  return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, row));
+}
+
+Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
+               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+               at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center,
+               bool mask_is_logits) {
+  const Tensor input = input_.contiguous();
+  const auto [offset, offset_stride] = readable(offset_);
+  const auto [mask, mask_stride] = readable(mask_);
+  const Problem problem =
+      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
+                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+  const Tensor output = at::empty(
+      {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
+  const Tensor offset_data = offset, mask_data = mask;  // bindings cannot be captured in C++17
+  visit_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    const auto kernel = dcnv3::kernels<T>().forward;
+    at::parallel_for(0, problem.batch * problem.out_height, rows_per_chunk(problem),
+                     [&](int64_t begin, int64_t end) {
+                       kernel(problem, read<T>(input), read<T>(offset_data), read<T>(mask_data),
+                              write<T>(output), begin, end);
+                     });
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input_,
+                                            const Tensor& offset_, const Tensor& mask_,
+                                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                            at::IntArrayRef padding, at::IntArrayRef dilation,
+                                            int64_t groups, double offset_scale,
+                                            bool remove_center, bool mask_is_logits) {
+  const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
+  const auto [offset, offset_stride] = readable(offset_);
+  const auto [mask, mask_stride] = readable(mask_);
+  const Problem problem =
+      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
+                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef({problem.batch, problem.out_height,
+                                                            problem.out_width,
+                                                            problem.channels()}) &&
+                        grad_output.dtype() == input.dtype(),
+                    "dcnv3: grad_output must be like the output, got shape ", grad_output.sizes(),
+                    " and dtype ", grad_output.dtype());
+  // Halves are summed in float32.
+  const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor grad_input = at::zeros(input.sizes(), input.options().dtype(sum_type));
+  const Tensor grad_offset = at::empty(offset.sizes(), offset.options());
+  const Tensor grad_mask = at::empty(mask.sizes(), mask.options());
+  const Tensor offset_data = offset, mask_data = mask;
+  visit_dtype(input, [&](auto type) {
+    using T = decltype(type);
+    using S = typename dcnv3::Compute<T>::type;
+    const auto kernel = dcnv3::kernels<T>().backward;
+    at::parallel_for(0, problem.batch * problem.groups, 1, [&](int64_t begin, int64_t end) {
+      kernel(problem, read<T>(grad_output), read<T>(input), read<T>(offset_data),
+             read<T>(mask_data), write<S>(grad_input), write<T>(grad_offset),
+             write<T>(grad_mask), begin, end);
+    });
+  });
+  return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
+  library.impl("forward", &forward);
+  library.impl("backward", &backward);
+}
+
+// An empty Python module: importing it runs the registration above.
+extern "C" PyMODINIT_FUNC PyInit__C(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                                      nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

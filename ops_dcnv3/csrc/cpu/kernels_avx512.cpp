@@ -1,0 +1,24 @@
+// AVX-512. The standard headers come before the pragma, or inline functions of theirs would be
+// compiled for AVX-512 and could replace, at link time, the ones that other files use.
+#ifdef DCNV3_X86_DISPATCH
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+#endif
+
+#define DCNV3_NAMESPACE avx512
+#define DCNV3_VECTOR_BYTES 64
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

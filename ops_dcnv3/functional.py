@@ -1,0 +1,141 @@
+"""The public function of the op: argument checks and the choice of a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .backends import choose_backend
+from .geometry import num_points, output_size, pair
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def dcnv3(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    *,
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    groups: int,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+    mask_is_logits: bool = False,
+    im2col_step: int | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Deformable convolution v3 (InternImage, arXiv:2211.05778, equation 2), channels last.
+
+    Each output pixel and group is a weighted sum of K = kh * kw bilinear samples of the input. The
+    points are ordered column by column (x-major), offsets are (x, y) pairs in input pixels, and
+    ``offset_scale`` multiplies the regular grid and the offsets alike, exactly as in the official
+    CUDA kernel; ``docs/op.md`` has the formulas. A point at ``(x, y)`` counts if ``-1 < x < W`` and
+    ``-1 < y < H``; corners outside the image are zero. NaN and infinite offsets sample nothing.
+
+    Differentiable with respect to ``input``, ``offset`` and ``mask``. Computes in float64 for
+    float64 tensors and in float32 for all others.
+
+    Args:
+        input: ``(N, H, W, C)``, float32, float64, bfloat16 or float16. N may be 0.
+        offset: ``(N, Ho, Wo, groups * K * 2)``: group, then point, then (x, y).
+        mask: ``(N, Ho, Wo, groups * K)``: group, then point. ``offset`` and ``mask`` may be slices
+            of one larger tensor along their last dimension; they are not copied then.
+        kernel_size: Int or ``(h, w)``, as the next three.
+        stride: Step of the output grid in input pixels.
+        padding: Moves the grid and sets the output size; the image continues with zeros anyway.
+        dilation: Spacing of the regular grid in input pixels.
+        groups: Number of groups; must divide C.
+        offset_scale: Factor on grid and offsets about the kernel's centre.
+        remove_center: Leave out the central point, so K = kh * kw - 1. Odd kernels only.
+        mask_is_logits: Apply a softmax over the K points of a group to ``mask`` first.
+        im2col_step: Accepted for compatibility with the official function; has no effect.
+        backend: ``'cpu'`` or ``'reference'``; by default the fastest that can run
+            (:func:`ops_dcnv3.available_backends`).
+
+    Returns:
+        ``(N, Ho, Wo, C)`` in the dtype of ``input``, where
+        ``Ho = (H + 2 * pad - dilation * (kh - 1) - 1) // stride + 1`` and Wo likewise.
+
+    Raises:
+        TypeError: An argument has the wrong type, or the tensors differ in dtype.
+        ValueError: A shape, device or option does not fit.
+        RuntimeError: The backend asked for cannot run here.
+    """
+    kernel = pair('kernel_size', kernel_size, minimum=1)
+    steps = pair('stride', stride, minimum=1)
+    pads = pair('padding', padding, minimum=0)
+    dilations = pair('dilation', dilation, minimum=1)
+    if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
+        raise ValueError(f'remove_center needs an odd kernel_size, got {kernel_size!r}')
+    offset, mask = _promote_under_autocast(input, offset, mask)
+    _check_tensors(input, offset, mask)
+
+    batch, height, width, channels = input.shape
+    if not isinstance(groups, int) or isinstance(groups, bool):
+        raise TypeError(f'groups must be an int, got {groups!r}')
+    if groups < 1 or channels % groups:
+        raise ValueError(f'groups must divide the {channels} channels of input, got {groups}')
+    out_h, out_w = output_size(height, width, kernel, steps, pads, dilations)
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f'the kernel does not fit: input of {height}x{width} pixels with padding {pads}, '
+            f'kernel_size {kernel} and dilation {dilations} gives an output of {out_h}x{out_w}'
+        )
+    points = num_points(kernel, remove_center)
+    if points < 1:
+        raise ValueError(f'remove_center leaves no point of kernel_size {kernel_size!r}')
+    for name, tensor, size in (('offset', offset, 2), ('mask', mask, 1)):
+        expected = (batch, out_h, out_w, groups * points * size)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(
+                f'{name} must have shape {expected} (N, Ho, Wo, groups * K{" * 2" * (size - 1)}) '
+                f'for K = {points} points and {groups} groups, got {tuple(tensor.shape)}'
+            )
+    return choose_backend(input.device, backend).call(
+        input,
+        offset,
+        mask,
+        kernel,
+        steps,
+        pads,
+        dilations,
+        groups,
+        float(offset_scale),
+        bool(remove_center),
+        bool(mask_is_logits),
+    )
+
+
+def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cast offset and mask to the dtype of input where autocast has made them differ."""
+    if not isinstance(input, Tensor):
+        return offset, mask
+    kind = input.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return offset.to(input.dtype), mask.to(input.dtype)
+    return offset, mask
+
+
+def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> None:
+    for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')
+        if tensor.dim() != 4:
+            raise ValueError(
+                f'{name} must have 4 dimensions (N, H, W, C), got shape {tuple(tensor.shape)}'
+            )
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(
+                f'{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}'
+            )
+        if tensor.dtype != input.dtype:
+            raise TypeError(
+                f'{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}'
+            )
+        if tensor.device != input.device:
+            raise ValueError(
+                f'{name} must be on the device of input, {input.device}, got {tensor.device}'
+            )

@@ -1,0 +1,57 @@
+"""Shapes of a DCNv3 call: integer pairs, number of points, output size."""
+
+from __future__ import annotations
+
+IntPair = tuple[int, int]
+
+
+def pair(name: str, value, *, minimum: int) -> IntPair:
+    """Return ``value`` as an ``(h, w)`` pair of ints.
+
+    Args:
+        name: Argument name for the error message.
+        value: An int or a sequence of two ints.
+        minimum: Smallest value allowed.
+
+    Raises:
+        TypeError: ``value`` is neither an int nor two ints.
+        ValueError: An entry is below ``minimum``.
+    """
+    entries = (value, value) if isinstance(value, int) else value
+    if (
+        isinstance(value, bool)
+        or not isinstance(entries, (tuple, list))
+        or len(entries) != 2
+        or not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries)
+    ):
+        raise TypeError(f'{name} must be an int or an (h, w) pair of ints, got {value!r}')
+    if min(entries) < minimum:
+        raise ValueError(f'{name} must be at least {minimum}, got {value!r}')
+    return entries[0], entries[1]
+
+
+def num_points(kernel_size: IntPair, remove_center: bool) -> int:
+    """Number of sampling points K per group and output pixel."""
+    return kernel_size[0] * kernel_size[1] - int(remove_center)
+
+
+def output_size(
+    height: int, width: int, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
+) -> IntPair:
+    """Output height and width of the op; zero or negative where the padded input is too small."""
+    out_h = (height + 2 * padding[0] - (dilation[0] * (kernel_size[0] - 1) + 1)) // stride[0] + 1
+    out_w = (width + 2 * padding[1] - (dilation[1] * (kernel_size[1] - 1) + 1)) // stride[1] + 1
+    return out_h, out_w
+
+
+def kernel_points(kernel_size: IntPair, remove_center: bool) -> list[IntPair]:
+    """Kernel cells ``(i, j)`` (column, row) in the order of the points p = 0..K-1.
+
+    The order is x-major: the column index is the outer one, as in the official CUDA kernel. With
+    ``remove_center`` the cell ``(kw // 2, kh // 2)`` is left out and later points move up by one.
+    """
+    kernel_h, kernel_w = kernel_size
+    cells = [(i, j) for i in range(kernel_w) for j in range(kernel_h)]
+    if remove_center:
+        cells.remove((kernel_w // 2, kernel_h // 2))
+    return cells

@@ -1,0 +1,225 @@
+"""The DCNv3 layer of InternImage and the small layers that it shares with the backbone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .functional import dcnv3
+
+LAYER_NORM_EPS = 1e-6
+"""Epsilon of every layer norm of InternImage (PyTorch's default is 1e-5)."""
+
+_ACTIVATIONS = {'GELU': nn.GELU, 'ReLU': nn.ReLU, 'SiLU': nn.SiLU}
+
+
+class Permute(nn.Module):
+    """``tensor.permute(dims)`` as a layer."""
+
+    def __init__(self, *dims: int) -> None:
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(self.dims)
+
+    def extra_repr(self) -> str:
+        return ', '.join(map(str, self.dims))
+
+
+def to_channels_last() -> Permute:
+    return Permute(0, 2, 3, 1)
+
+
+def to_channels_first() -> Permute:
+    return Permute(0, 3, 1, 2)
+
+
+def build_activation(name: str) -> nn.Module:
+    """Return the activation called ``name``.
+
+    Raises:
+        ValueError: Not one of GELU (exact, by erf), ReLU, SiLU.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f'act_layer must be one of {", ".join(_ACTIVATIONS)}, got {name!r}')
+    return _ACTIVATIONS[name]()
+
+
+def build_norm(
+    channels: int, name: str, *, input_last: bool = True, output_last: bool = True
+) -> nn.Sequential:
+    """Return a norm over channels that also changes the layout, as a Sequential.
+
+    The position of the norm in the Sequential is part of the official state-dict keys
+    (``norm1.0`` or ``norm1.1``): a layout change that the norm needs comes before it.
+
+    Args:
+        channels: Number of channels.
+        name: ``'LN'`` (eps 1e-6) or ``'BN'`` (eps 1e-5).
+        input_last: Whether the input is channels last, (N, H, W, C), or first, (N, C, H, W).
+        output_last: The same for the output.
+
+    Raises:
+        ValueError: Unknown ``name``.
+    """
+    if name not in ('LN', 'BN'):
+        raise ValueError(f'norm_layer must be LN or BN, got {name!r}')
+    norm_last = name == 'LN'
+    layers: list[nn.Module] = []
+    if input_last != norm_last:
+        layers.append(to_channels_last() if norm_last else to_channels_first())
+    layers.append(
+        nn.LayerNorm(channels, eps=LAYER_NORM_EPS) if norm_last else nn.BatchNorm2d(channels)
+    )
+    if output_last != norm_last:
+        layers.append(to_channels_last() if output_last else to_channels_first())
+    return nn.Sequential(*layers)
+
+
+class DCNv3(nn.Module):
+    """Deformable convolution v3 with its projections (InternImage, section 3.1), channels last.
+
+    Argument and parameter names are those of the official layer, so its checkpoints load as they
+    are. ``(N, H, W, C)`` becomes ``(N, Ho, Wo, C)``; with stride 1 the size stays.
+
+    Args:
+        channels: Channels C of input and output.
+        kernel_size: Side of the sampling grid.
+        dw_kernel_size: Side of the depth-wise convolution that predicts offsets and masks;
+            defaults to ``kernel_size``. Odd.
+        stride: Stride of the sampling grid and of the depth-wise convolution.
+        pad: Padding of the sampling grid; must keep the size at stride 1:
+            ``2 * pad == dilation * (kernel_size - 1)``.
+        dilation: Spacing of the sampling grid.
+        group: Number of groups; must divide ``channels``.
+        offset_scale: Factor on grid and offsets, 2.0 for InternImage-L and XL.
+        act_layer: ``'GELU'``, ``'ReLU'`` or ``'SiLU'``.
+        norm_layer: ``'LN'`` or ``'BN'``, of the depth-wise branch.
+        center_feature_scale: Mix each group with the projected input by a learned weight
+            (InternImage-H and G).
+        remove_center: Sample without the central point.
+        use_dcn_v4_op: Accepted from official configs, where it selects another kernel for the same
+            function; has no effect.
+        backend: Backend of the op, see :func:`ops_dcnv3.dcnv3`.
+
+    Raises:
+        ValueError: A setting does not fit another one.
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        dw_kernel_size: int | None = None,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        act_layer: str = 'GELU',
+        norm_layer: str = 'LN',
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        use_dcn_v4_op: bool = False,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        if group < 1 or channels % group:
+            raise ValueError(f'group must divide channels, got group={group}, channels={channels}')
+        if dw_kernel_size % 2 == 0:
+            raise ValueError(f'dw_kernel_size must be odd, got {dw_kernel_size}')
+        if remove_center and kernel_size % 2 == 0:
+            raise ValueError(f'remove_center needs an odd kernel_size, got {kernel_size}')
+        if 2 * pad != dilation * (kernel_size - 1):
+            raise ValueError(
+                'pad must keep the size at stride 1, 2 * pad == dilation * (kernel_size - 1), '
+                f'got pad={pad}, dilation={dilation}, kernel_size={kernel_size}'
+            )
+        if center_feature_scale and stride != 1:
+            raise ValueError(f'center_feature_scale needs stride 1, got {stride}')
+        self.channels = channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.pad = pad
+        self.dilation = dilation
+        self.group = group
+        self.offset_scale = offset_scale
+        self.center_feature_scale = center_feature_scale
+        self.remove_center = remove_center
+        self.backend = backend
+
+        points = kernel_size * kernel_size - int(remove_center)
+        self.dw_conv = nn.Sequential(
+            nn.Conv2d(
+                channels,
+                channels,
+                dw_kernel_size,
+                stride=stride,
+                padding=dw_kernel_size // 2,
+                groups=channels,
+            ),
+            build_norm(channels, norm_layer, input_last=False),
+            build_activation(act_layer),
+        )
+        self.offset = nn.Linear(channels, group * points * 2)
+        self.mask = nn.Linear(channels, group * points)
+        self.input_proj = nn.Linear(channels, channels)
+        self.output_proj = nn.Linear(channels, channels)
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(group))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as a regular grid with equal weights: offset and mask 0, projections Xavier."""
+        zeros = [*self.offset.parameters(), *self.mask.parameters()]
+        zeros += [self.input_proj.bias, self.output_proj.bias]
+        if self.center_feature_scale:
+            zeros += [self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias]
+        for parameter in zeros:
+            nn.init.zeros_(parameter)
+        nn.init.xavier_uniform_(self.input_proj.weight)
+        nn.init.xavier_uniform_(self.output_proj.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``.
+
+        Raises:
+            ValueError: ``x`` is not a 4-d tensor with ``channels`` channels last.
+        """
+        if x.dim() != 4 or x.shape[-1] != self.channels:
+            raise ValueError(
+                f'expected an input of shape (N, H, W, {self.channels}), got {tuple(x.shape)}'
+            )
+        value = self.input_proj(x)
+        query = self.dw_conv(x.permute(0, 3, 1, 2))
+        output = dcnv3(
+            value,
+            self.offset(query),
+            self.mask(query),
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            padding=self.pad,
+            dilation=self.dilation,
+            groups=self.group,
+            offset_scale=self.offset_scale,
+            remove_center=self.remove_center,
+            mask_is_logits=True,
+            backend=self.backend,
+        )
+        if self.center_feature_scale:
+            scale = nn.functional.linear(
+                query, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
+            ).sigmoid()
+            scale = scale.repeat_interleave(self.channels // self.group, dim=-1)
+            output = output * (1 - scale) + value * scale
+        return self.output_proj(output)
+
+    def extra_repr(self) -> str:
+        return (
+            f'channels={self.channels}, kernel_size={self.kernel_size}, stride={self.stride}, '
+            f'pad={self.pad}, dilation={self.dilation}, group={self.group}, '
+            f'offset_scale={self.offset_scale}, remove_center={self.remove_center}'
+        )

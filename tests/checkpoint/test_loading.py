@@ -1,0 +1,244 @@
+"""Recognising layouts, and loading that is strict."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden.deterministic_weights import tensor_for
+from torch import nn
+
+from internimage_mm import InternImage
+from internimage_mm.checkpoint import (
+    CheckpointError,
+    convert_official,
+    extract_state_dict,
+    fit_state_dict,
+    load_backbone_checkpoint,
+    loading,
+)
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'backbone'
+T_LIKE = json.loads((GOLDEN / 't_like.json').read_text())
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    messages = []
+    monkeypatch.setattr(loading, 'print_log', lambda message, **kwargs: messages.append(message))
+    return messages
+
+
+def official_weights(name='t_like'):
+    keys = json.loads((GOLDEN / f'{name}.json').read_text())['keys']
+    return {k: torch.from_numpy(tensor_for(k, shape, dtype)) for k, shape, dtype in keys}
+
+
+def backbone(**changes):
+    return InternImage(**{**T_LIKE['config'], **changes})
+
+
+CLASSIFIER = {
+    'conv_head.0.weight': torch.ones(1),
+    'conv_head.1.0.running_mean': torch.ones(1),
+    'head.weight': torch.ones(1),
+    'fc_norm.0.weight': torch.ones(1),
+    'clip_projector.cross_dcn.q_bias': torch.ones(1),
+    'dcnv3_head_x3.weight': torch.ones(1),
+    'dcnv3_head_x4.0.weight': torch.ones(1),
+    'mask_token': torch.ones(1),
+}
+DETECTOR = {
+    'neck.lateral_convs.0.conv.weight': torch.ones(1),
+    'rpn_head.rpn_cls.bias': torch.ones(1),
+}
+
+
+def prefixed(state_dict, prefix):
+    return {f'{prefix}{k}': v for k, v in state_dict.items()}
+
+
+def hugging_face(state_dict):
+    return {f'model.{k.replace("gamma", "layer_scale")}': v for k, v in state_dict.items()}
+
+
+LAYOUTS = {
+    'raw': lambda w: w,
+    'classification': lambda w: {
+        'model': {**w, **CLASSIFIER},
+        'model_ema': {k: v + 1 for k, v in w.items()},
+        'optimizer': {'state': {}},
+        'epoch': 299,
+    },
+    'deepspeed': lambda w: {'module': {**w, **CLASSIFIER}, 'global_steps': 1},
+    'detector': lambda w: {'state_dict': {**prefixed(w, 'backbone.'), **DETECTOR}, 'meta': {}},
+    'distributed': lambda w: {
+        'state_dict': prefixed({**prefixed(w, 'backbone.'), **DETECTOR}, 'module.')
+    },
+    'hugging_face': lambda w: hugging_face({**w, **CLASSIFIER}),
+    'old_ema_hook': lambda w: {
+        'state_dict': {
+            **prefixed(w, 'backbone.'),
+            **{f'ema_backbone_{k.replace(".", "_")}': v + 1 for k, v in w.items()},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_official_layout_fills_the_backbone(tmp_path, layout):
+    weights = official_weights()
+    torch.save(LAYOUTS[layout](weights), tmp_path / 'official.pth')
+    model = backbone()
+    load_backbone_checkpoint(model, tmp_path / 'official.pth')
+    state = model.state_dict()
+    assert state.keys() == weights.keys()
+    for key, value in weights.items():
+        assert torch.equal(state[key], value), key
+
+
+def test_prefix(tmp_path):
+    weights = official_weights()
+    torch.save(prefixed(weights, 'student.trunk.'), tmp_path / 'w.pth')
+    model = backbone()
+    load_backbone_checkpoint(model, tmp_path / 'w.pth', prefix='student.trunk')
+    assert torch.equal(model.state_dict()['levels.3.norm.0.bias'], weights['levels.3.norm.0.bias'])
+    with pytest.raises(
+        CheckpointError, match=r'like teacher\.patch_embed.* are needed, it has student'
+    ):
+        load_backbone_checkpoint(model, tmp_path / 'w.pth', prefix='teacher.')
+
+
+def test_init_cfg_loads(tmp_path):
+    weights = official_weights()
+    torch.save({'model': {**weights, **CLASSIFIER}}, tmp_path / 'imagenet.pth')
+    model = backbone(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'imagenet.pth')))
+    model.init_weights()
+    for key, value in weights.items():
+        assert torch.equal(model.state_dict()[key], value), key
+
+
+def without_layer_scale(weights):
+    return {k: v for k, v in weights.items() if 'gamma' not in k}
+
+
+def test_layer_scale_missing_altogether_stays_one(tmp_path):
+    torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
+    model = backbone()
+    load_backbone_checkpoint(model, tmp_path / 't.pth')
+    gammas = [v for k, v in model.state_dict().items() if 'gamma' in k]
+    assert len(gammas) == 2 * sum(T_LIKE['config']['depths'])
+    assert all((g == 1).all() for g in gammas)
+
+
+def test_layer_scale_missing_altogether_and_not_one_warns(tmp_path, logged):
+    torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
+    load_backbone_checkpoint(backbone(layer_scale=1e-5), tmp_path / 't.pth')
+    assert any('has no layer scale' in message for message in logged)
+
+
+def test_one_layer_scale_missing_raises(tmp_path):
+    weights = official_weights()
+    del weights['levels.1.blocks.0.gamma2']
+    torch.save(weights, tmp_path / 'w.pth')
+    with pytest.raises(CheckpointError, match=r'1 of \d+ .* missing.*levels\.1\.blocks\.0\.gamma2'):
+        load_backbone_checkpoint(backbone(), tmp_path / 'w.pth')
+
+
+def test_other_variant_names_keys_shapes_and_counts(tmp_path):
+    torch.save({'model': official_weights()}, tmp_path / 'w.pth')
+    model = backbone(channels=48, depths=[2, 2, 4, 2], groups=[3, 6, 12, 24])
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(CheckpointError) as error:
+        load_backbone_checkpoint(model, tmp_path / 'w.pth')
+    message = str(error.value)
+    assert f'{tmp_path}/w.pth does not fit InternImage' in message
+    block = [k for k in before if k.startswith('levels.2.blocks.3.')]
+    assert f'{len(block)} of {len(before)} weights of the model are missing' in message
+    assert block[0] in message
+    # Every weight of the smaller model has another width.
+    assert f'{len(T_LIKE["keys"])} weights have another shape' in message
+    assert 'patch_embed.conv1.weight (file (16, 3, 3, 3), model (24, 3, 3, 3))' in message
+    assert 'file has 32 channels, depths 2-2-3-2; the model 48 channels, depths 2-2-4-2' in message
+    # Nothing is half loaded.
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_other_options_are_unexpected_keys(tmp_path):
+    torch.save(official_weights('h_like'), tmp_path / 'h.pth')
+    with pytest.raises(CheckpointError, match='unknown to the model: .*center_feature_scale'):
+        load_backbone_checkpoint(backbone(), tmp_path / 'h.pth')
+
+
+@pytest.mark.parametrize(
+    ('content', 'found'),
+    [
+        ({'state_dict': {'decode_head.conv_seg.weight': torch.ones(1)}}, 'decode_head'),
+        ({'stem.0.weight': torch.ones(1), 'fc.bias': torch.ones(1)}, 'fc, stem'),
+        ({'meta': {'epoch': 3}}, 'no tensors at all'),
+    ],
+)
+def test_no_backbone_lists_what_is_there(tmp_path, content, found):
+    torch.save(content, tmp_path / 'other.pth')
+    with pytest.raises(
+        CheckpointError, match=rf'other\.pth has no weights for InternImage.* it has {found}'
+    ):
+        load_backbone_checkpoint(backbone(), tmp_path / 'other.pth')
+
+
+def test_extract_does_not_change_the_checkpoint():
+    inner = {'module.w': torch.ones(1), 'ema_w': torch.ones(1)}
+    assert extract_state_dict({'state_dict': inner}).keys() == {'module.w'}
+    assert inner.keys() == {'module.w', 'ema_w'}
+
+
+def test_mmengine_names_that_look_like_layouts_are_kept():
+    # 'model.' is stripped only if every name has it, 'module.' likewise.
+    state_dict = {'model.w': torch.ones(1), 'head.w': torch.ones(1)}
+    assert extract_state_dict(state_dict) == state_dict
+
+
+def test_convert_drops_the_unused_classifier_of_old_decode_heads():
+    state_dict = {'decode_head.conv_seg.weight': 1, 'decode_head.query_embed.weight': 2}
+    assert convert_official(state_dict, ['decode_head.query_embed.weight']) == {
+        'decode_head.query_embed.weight': 2
+    }
+    assert convert_official(state_dict, list(state_dict)) == state_dict
+
+
+class Detector(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 1)
+        self.head = nn.Conv2d(4, num_classes, 1)
+
+
+def test_fit_whole_model():
+    weights = Detector(5).state_dict()
+    assert fit_state_dict({'state_dict': weights}, Detector(5), 'w.pth').keys() == weights.keys()
+    with pytest.raises(
+        CheckpointError, match=r'w\.pth does not fit Detector:\n  2 weights .* shape'
+    ):
+        fit_state_dict({'state_dict': weights}, Detector(6), 'w.pth')
+
+
+def test_fit_with_other_head_keeps_what_fits_and_warns(logged):
+    weights = {**Detector(5).state_dict(), 'aux.weight': torch.ones(1)}
+    fitting = fit_state_dict(weights, Detector(6), 'w.pth', heads_may_differ=True)
+    assert fitting.keys() == {'backbone.weight', 'backbone.bias'}
+    (warning,) = logged
+    assert 'head.weight, head.bias' in warning
+    assert 'aux.weight' in warning
+
+
+def test_fit_with_other_head_still_needs_the_backbone():
+    weights = Detector(5).state_dict()
+    del weights['backbone.bias']
+    with pytest.raises(CheckpointError, match=r'1 of 2 .* missing in the file: backbone\.bias'):
+        fit_state_dict(weights, Detector(5), 'w.pth', heads_may_differ=True)
+
+
+def test_fit_recognises_a_bare_backbone():
+    weights = {'weight': torch.ones(4, 3, 1, 1), 'bias': torch.ones(4)}
+    with pytest.raises(CheckpointError, match=r'it has bias, weight\. .*init_cfg'):
+        fit_state_dict(weights, Detector(5), 'w.pth')

@@ -1,0 +1,117 @@
+"""Inputs, the golden cases and the tolerances that the tests of the op share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'op'
+CASES = [entry['case'] for entry in json.loads((GOLDEN / 'index.json').read_text())]
+BACKENDS = ('reference', 'cpu')
+
+# Largest error of an output or gradient, relative to the largest value of that tensor in float64,
+# over the golden cases (`python tests/ops/op_cases.py`) and the odd shapes of test_values.py, both
+# backends, logits or probabilities as mask. Measured on an AVX-512 processor with torch 2.13; the
+# tolerance is about three times the measured value. Truth is float64 from the rounded inputs.
+TOLERANCES = {
+    torch.float64: 1e-9,  # measured 9e-16; the golden data themselves are good to 1e-13
+    torch.float32: 1.3e-5,  # measured 4.1e-6, on the widest image of test_values.py
+    torch.bfloat16: 1.1e-2,  # measured 3.6e-3
+    torch.float16: 1.3e-3,  # measured 4.3e-4
+}
+NAMES = ('output', 'grad_input', 'grad_offset', 'grad_mask')
+
+
+def golden_case(number: int) -> tuple[dict[str, torch.Tensor], dict]:
+    """Return the float64 tensors and the options of one golden case."""
+    with np.load(GOLDEN / f'case_{number:02d}.npz') as file:
+        params = json.loads(str(file['params']))['params']
+        tensors = {
+            key: torch.from_numpy(file[key])
+            for key in ('input', 'offset', 'mask', 'grad_output', *NAMES)
+        }
+    options = dict(
+        kernel_size=(params['kernel_h'], params['kernel_w']),
+        stride=(params['stride_h'], params['stride_w']),
+        padding=(params['pad_h'], params['pad_w']),
+        dilation=(params['dilation_h'], params['dilation_w']),
+        groups=params['group'],
+        offset_scale=params['offset_scale'],
+        remove_center=params['remove_center'],
+    )
+    return tensors, options
+
+
+def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> dict:
+    """Return output and gradients of the op for ``tensors`` cast to ``dtype``."""
+    from ops_dcnv3 import dcnv3
+
+    inputs = [tensors[k].to(dtype).detach().requires_grad_() for k in ('input', 'offset', 'mask')]
+    output = dcnv3(*inputs, **options)
+    output.backward(tensors['grad_output'].to(dtype))
+    return dict(zip(NAMES, (output.detach(), *(t.grad for t in inputs)), strict=True))
+
+
+def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The float64 tensors that ``dtype`` can represent."""
+    return {key: value.to(dtype).double() for key, value in tensors.items()}
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = max(expected.abs().max().item(), 1e-30) if expected.numel() else 1.0
+    difference = (actual.double() - expected).abs()
+    return difference.max().item() / scale if difference.numel() else 0.0
+
+
+def random_inputs(
+    batch: int, height: int, width: int, groups: int, group_channels: int, seed: int = 0, **options
+) -> dict[str, torch.Tensor]:
+    """Random float64 tensors for options of the op; positions stay off the integers."""
+    from ops_dcnv3.geometry import num_points, output_size, pair
+
+    sizes = [
+        pair(name, options.get(name, default), minimum=0)
+        for name, default in (('kernel_size', 3), ('stride', 1), ('padding', 1), ('dilation', 1))
+    ]
+    out_h, out_w = output_size(height, width, *sizes)
+    points = groups * num_points(sizes[0], options.get('remove_center', False))
+    rng = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=rng, dtype=torch.float64)
+
+    offset = normal(batch, out_h, out_w, points * 2) * 2
+    scale = options.get('offset_scale', 1.0)
+    fraction = (offset * scale) - (offset * scale).floor()
+    offset = offset + torch.where((fraction < 0.1) | (fraction > 0.9), 0.25 / scale, 0.0)
+    return dict(
+        input=normal(batch, height, width, groups * group_channels),
+        offset=offset,
+        mask=normal(batch, out_h, out_w, points).sigmoid(),
+        grad_output=normal(batch, out_h, out_w, groups * group_channels),
+    )
+
+
+def _measure() -> None:
+    for dtype in TOLERANCES:
+        worst = dict.fromkeys(NAMES, 0.0)
+        for case in CASES:
+            tensors, options = golden_case(case)
+            for logits in (False, True):
+                options['mask_is_logits'] = logits
+                truth = run(
+                    rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64
+                )
+                for backend in BACKENDS:
+                    result = run(tensors, {**options, 'backend': backend}, dtype)
+                    for name in NAMES:
+                        error = relative_error(result[name], truth[name])
+                        worst[name] = max(worst[name], error)
+        print(dtype, {name: f'{value:.1e}' for name, value in worst.items()})
+
+
+if __name__ == '__main__':
+    _measure()

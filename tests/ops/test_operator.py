@@ -1,0 +1,163 @@
+"""The op as a PyTorch operator: registration, gradients, compilation, choice of a backend."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from op_cases import BACKENDS, TOLERANCES, random_inputs
+
+import ops_dcnv3
+from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, use_backend
+
+OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False)
+
+
+def inputs(dtype=torch.float64, requires_grad=True, size=(2, 4, 5), **options):
+    tensors = random_inputs(*size, 2, 3, **options)
+    return [
+        tensors[key].to(dtype).requires_grad_(requires_grad) for key in ('input', 'offset', 'mask')
+    ]
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(mask_is_logits=True),
+        dict(stride=2, offset_scale=2.0),
+        dict(kernel_size=(3, 5), padding=(1, 2), dilation=(1, 2), remove_center=True),
+    ],
+    ids=str,
+)
+def test_gradcheck(options, backend):
+    sampling = {key: value for key, value in options.items() if key != 'mask_is_logits'}
+    assert torch.autograd.gradcheck(
+        lambda *tensors: dcnv3(*tensors, groups=2, backend=backend, **options),
+        inputs(size=(1, 3, 5), **sampling),
+    )
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('logits', [False, True])
+def test_opcheck_forward(dtype, logits):
+    torch.library.opcheck(
+        torch.ops.ops_dcnv3.forward.default, (*inputs(dtype), *OPTIONS[:-1], logits)
+    )
+
+
+def test_opcheck_backward():
+    tensors = inputs(requires_grad=False)
+    torch.library.opcheck(
+        torch.ops.ops_dcnv3.backward.default, (torch.randn_like(tensors[0]), *tensors, *OPTIONS)
+    )
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_compiles_without_graph_break(dynamic):
+    def function(*tensors):
+        return dcnv3(*tensors, groups=2).relu()
+
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=dynamic)
+    for height in (4, 6):
+        tensors = random_inputs(1, height, 5, 2, 3)
+        arguments = [tensors[key].requires_grad_() for key in ('input', 'offset', 'mask')]
+        grads = []
+        for call in (function, compiled):
+            output = call(*arguments)
+            grads.append(torch.autograd.grad(output.sum(), arguments))
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_fake_tensors_have_the_right_shape():
+    with torch.device('meta'):
+        tensors = [torch.empty(2, 8, 9, 6), torch.empty(2, 4, 5, 36), torch.empty(2, 4, 5, 18)]
+    output = torch.ops.ops_dcnv3.forward(*tensors, [3, 3], [2, 2], [1, 1], [1, 1], *OPTIONS[4:])
+    assert output.shape == (2, 4, 5, 6) and output.device.type == 'meta'
+
+
+def test_no_second_derivative_on_compiled_backend():
+    tensors = inputs()
+    output = dcnv3(*tensors, groups=2, backend='cpu')
+    (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='no second derivative.*reference'):
+        grad.sum().backward()
+
+
+def test_autocast_mixes_dtypes():
+    input, offset, mask = inputs(torch.float32, requires_grad=False)
+    with torch.autocast('cpu', torch.bfloat16):
+        output = dcnv3(input.bfloat16(), offset, mask, groups=2)
+    assert output.dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r'offset.*bfloat16.*float32'):
+        dcnv3(input.bfloat16(), offset, mask, groups=2)
+
+
+def test_backends_explain_themselves():
+    assert list(available_backends()) == ['cpu', 'reference']
+    assert all(ok for ok, _ in available_backends().values())
+    assert not available_backends('cuda')['cpu'][0]
+    text = explain_backend()
+    assert "runs on backend 'cpu'" in text and 'reference: can run' in text
+    assert 'argument' in explain_backend(backend='reference')
+
+
+def test_backend_order_of_precedence(monkeypatch):
+    device = torch.device('cpu')
+    monkeypatch.setattr(backends, '_ENVIRONMENT', 'reference')
+    assert backends._select(device, None)[0] == 'reference'
+    with use_backend('cpu'):
+        assert backends._select(device, None)[0] == 'cpu'
+        assert backends._select(device, 'reference')[0] == 'reference'
+    assert backends._select(device, None)[0] == 'reference'
+    monkeypatch.setattr(backends, '_ENVIRONMENT', 'fast')
+    with pytest.raises(ValueError, match="OPS_DCNV3_BACKEND must be one of cpu, reference.*'fast'"):
+        backends._select(device, None)
+
+
+@pytest.mark.parametrize('call', [lambda: dcnv3(*inputs(), groups=2, backend='fast'),
+                                  lambda: use_backend('fast').__enter__()])
+def test_unknown_backend(call):
+    with pytest.raises(ValueError, match=r"cpu, reference.*'fast'"):
+        call()
+
+
+def test_backend_that_cannot_run(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"'cpu'.*cannot run on cuda: it computes CPU tensors"):
+        explain_backend('cuda', backend='cpu')
+    monkeypatch.setattr(backends, '_EXTENSION_ERROR', 'the compiled extension is not installed')
+    with pytest.raises(RuntimeError, match=r"'cpu'.*cannot run on cpu: the compiled extension"):
+        dcnv3(*inputs(), groups=2, backend='cpu')
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_meta_tensors(backend):
+    output = dcnv3(*(tensor.to('meta') for tensor in inputs()), groups=2, backend=backend)
+    assert output.device.type == 'meta' and output.shape == (2, 4, 5, 6)
+
+
+def test_without_extension_one_warning_and_same_result(monkeypatch):
+    expected = dcnv3(*inputs(), groups=2)
+    monkeypatch.setattr(backends, '_EXTENSION_ERROR', 'the compiled extension is not installed')
+    monkeypatch.setattr(backends, '_warned', False)
+    with pytest.warns(RuntimeWarning, match=r'(?s)slow plain PyTorch.*install a C\+\+17 compiler'):
+        output = dcnv3(*inputs(), groups=2)
+    torch.testing.assert_close(output, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        dcnv3(*inputs(), groups=2)
+
+
+def test_imports_with_torch_alone():
+    """ops_dcnv3 must not pull in anything of OpenMMLab."""
+    code = (
+        'import sys; sys.modules["mmengine"] = sys.modules["mmcv"] = None; '
+        'import ops_dcnv3; assert "internimage_mm" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
+def test_public_names():
+    assert set(ops_dcnv3.__all__) <= set(dir(ops_dcnv3))

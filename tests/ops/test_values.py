@@ -1,0 +1,234 @@
+"""Outputs and gradients against golden data, float64 and a second library."""
+
+import pytest
+import torch
+from mmcv.ops import modulated_deform_conv2d
+from op_cases import (
+    BACKENDS,
+    CASES,
+    NAMES,
+    TOLERANCES,
+    golden_case,
+    random_inputs,
+    relative_error,
+    rounded,
+    run,
+)
+
+from ops_dcnv3 import dcnv3
+
+ODD_SHAPES = [
+    pytest.param((2, 5, 7, 3, 5), dict(), id='channels 5'),
+    pytest.param((1, 6, 6, 1, 1), dict(), id='one channel'),
+    pytest.param((2, 4, 9, 2, 47), dict(), id='channels 47'),
+    pytest.param((1, 3, 70, 2, 16), dict(), id='several tiles'),
+    pytest.param((0, 5, 6, 2, 8), dict(), id='empty batch'),
+    pytest.param((2, 1, 1, 2, 8), dict(), id='1x1 image'),
+    pytest.param((1, 2, 3, 2, 8), dict(kernel_size=7, padding=3), id='kernel larger than image'),
+    pytest.param((1, 7, 6, 2, 4), dict(kernel_size=(2, 4), padding=(0, 2)), id='even kernel'),
+    pytest.param((1, 9, 8, 2, 4), dict(stride=(2, 3), dilation=(2, 1)), id='stride and dilation'),
+    pytest.param((2, 6, 5, 4, 8), dict(remove_center=True, offset_scale=1.7), id='no center'),
+    pytest.param((1, 0, 4, 2, 4), dict(padding=2), id='image without pixels'),
+]
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('case', CASES)
+def test_golden(case, dtype, backend):
+    tensors, options = golden_case(case)
+    result = run(tensors, {**options, 'backend': backend}, dtype)
+    if dtype in (torch.float64, torch.float32):
+        truth = {name: tensors[name] for name in NAMES}
+    else:  # what the rounded inputs give exactly
+        truth = run(
+            rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64
+        )
+    for name in NAMES:
+        assert result[name].dtype == dtype
+        if dtype == torch.float64:
+            torch.testing.assert_close(result[name], truth[name], rtol=0, atol=1e-9, msg=name)
+        elif dtype == torch.float32:  # the golden inputs are float64: rounding them moves points
+            assert relative_error(result[name], truth[name]) < 2e-5, name
+        else:
+            assert relative_error(result[name], truth[name]) < TOLERANCES[dtype], name
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
+@pytest.mark.parametrize(('shape', 'options'), ODD_SHAPES)
+def test_cpu_equals_float64_reference(shape, options, logits, dtype):
+    tensors = random_inputs(*shape, **options)
+    options = {**options, 'groups': shape[3], 'mask_is_logits': logits}
+    truth = run(rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64)
+    result = run(tensors, {**options, 'backend': 'cpu'}, dtype)
+    for name in NAMES:
+        assert result[name].shape == truth[name].shape
+        assert not result[name].isnan().any(), name
+        assert relative_error(result[name], truth[name]) < TOLERANCES[dtype], name
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('scale', [1.0, 2.0])
+def test_equals_mmcv_modulated_deform_conv(backend, scale):
+    """mmcv orders points row by row, with (y, x) offsets, and scales neither."""
+    batch, height, width, groups, group_channels, points = 2, 9, 11, 2, 4, 9
+    tensors = random_inputs(batch, height, width, groups, group_channels, offset_scale=scale)
+    output = dcnv3(
+        tensors['input'].float(),
+        tensors['offset'].float(),
+        tensors['mask'].float(),
+        groups=groups,
+        offset_scale=scale,
+        backend=backend,
+    )
+    order = [i * 3 + j for j in range(3) for i in range(3)]
+    grid = torch.tensor([(j - 1.0, i - 1.0) for j in range(3) for i in range(3)])
+    offset = tensors['offset'].reshape(batch, height, width, groups, points, 2)[..., order, :]
+    offset = offset.flip(-1) * scale + (scale - 1) * grid
+    mask = tensors['mask'].reshape(batch, height, width, groups, points)[..., order]
+    channels = groups * group_channels
+    expected = modulated_deform_conv2d(
+        tensors['input'].permute(0, 3, 1, 2).float().contiguous(),
+        offset.flatten(3).permute(0, 3, 1, 2).float().contiguous(),
+        mask.flatten(3).permute(0, 3, 1, 2).float().contiguous(),
+        torch.ones(channels, 1, 3, 3),
+        None,
+        1,
+        1,
+        1,
+        channels,
+        groups,
+    )
+    torch.testing.assert_close(output.permute(0, 3, 1, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_softmax_of_large_and_infinite_logits():
+    tensors = random_inputs(1, 4, 5, 2, 8)
+    logits = tensors['mask'] * 200 - 100
+    logits[..., 3] = -torch.inf
+    tensors['mask'] = logits
+    options = dict(groups=2, mask_is_logits=True)
+    truth = run(tensors, {**options, 'backend': 'reference'}, torch.float64)
+    result = run(tensors, {**options, 'backend': 'cpu'}, torch.float32)
+    for name in NAMES:
+        assert relative_error(result[name], truth[name]) < 1e-4, name
+    probabilities = logits.reshape(1, 4, 5, 2, 9).softmax(-1).flatten(3)
+    explicit = run(
+        {**tensors, 'mask': probabilities}, dict(groups=2, backend='cpu'), torch.float64
+    )
+    torch.testing.assert_close(truth['output'], explicit['output'])
+    nan = run({**tensors, 'mask': logits * torch.nan}, {**options, 'backend': 'cpu'}, torch.float32)
+    assert nan['output'].isnan().all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 1e30, -1e30])
+def test_wild_offsets_sample_nothing(value, backend, dtype):
+    """A point with such an offset adds nothing; all others are as without it."""
+    tensors = random_inputs(2, 5, 6, 2, 8)
+    wild = tensors['offset'].clone()
+    wild[:, 1, 2, 18] = value  # point 0 of group 1
+    silent = tensors['mask'].clone()
+    silent[:, 1, 2, 9] = 0.0
+    options = dict(groups=2, backend=backend)
+    result = run({**tensors, 'offset': wild}, options, dtype)
+    expected = run({**tensors, 'mask': silent}, options, dtype)
+    assert torch.equal(result['output'], expected['output'])
+    assert torch.equal(result['grad_input'], expected['grad_input'])
+    for name in ('grad_offset', 'grad_mask'):
+        assert result[name].isfinite().all()
+    assert (result['grad_offset'][:, 1, 2, 18:20] == 0).all()
+    assert (result['grad_mask'][:, 1, 2, 9] == 0).all()
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_all_offsets_nan(backend):
+    tensors = random_inputs(1, 4, 4, 2, 8)
+    tensors['offset'].fill_(torch.nan)
+    result = run(tensors, dict(groups=2, backend=backend), torch.float32)
+    assert all((result[name] == 0).all() for name in NAMES)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_nan_pixel_reaches_only_what_samples_it(backend):
+    """Neither padding nor points outside may pick up a NaN at a corner of the image."""
+    tensors = random_inputs(1, 6, 6, 1, 4)
+    tensors['offset'].zero_()
+    tensors['input'][0, 0, 0] = torch.nan
+    output = run(tensors, dict(groups=1, backend=backend), torch.float32)['output']
+    # Integer positions read the pixel to the right and below with weight 0, hence NaN as well.
+    touched = output[0].isnan().any(-1)
+    assert touched[0, 0] and touched[:2, :2].all()
+    assert not touched[2:].any() and not touched[:, 2:].any()
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_boundary_rule_is_strict(backend):
+    """A point exactly on -1 or on the far side counts as outside, also for its gradients."""
+    for column, position in ((0, -1.0), (0, 3.0)):
+        tensors = random_inputs(1, 3, 3, 1, 2, kernel_size=1, padding=0)
+        tensors['offset'].zero_()
+        tensors['offset'][0, 1, column, 0] = position - column
+        result = run(
+            tensors, dict(groups=1, kernel_size=1, padding=0, backend=backend), torch.float64
+        )
+        assert (result['output'][0, 1, column] == 0).all()
+        assert (result['grad_offset'][0, 1, column] == 0).all()
+
+
+def test_deterministic_for_any_number_of_threads():
+    tensors = random_inputs(3, 19, 23, 6, 16)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 3):
+            torch.set_num_threads(count)
+            results.append(run(tensors, dict(groups=6, backend='cpu'), torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(result[name], results[0][name]) for name in NAMES)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('batch', [1, 2])
+def test_strided_offset_and_mask(batch, backend):
+    """Slices of one linear layer's output, as they are and after a permutation."""
+    tensors = random_inputs(batch, 5, 6, 2, 8)
+    options = dict(groups=2, backend=backend)
+    expected = run(tensors, options, torch.float64)
+    joined = torch.cat([tensors['offset'], tensors['mask']], -1).requires_grad_()
+    offset, mask = joined.split([36, 18], -1)
+    assert not offset.is_contiguous()
+    output = dcnv3(tensors['input'], offset, mask, **options)
+    output.backward(tensors['grad_output'])
+    assert torch.equal(output, expected['output'])
+    gradient = torch.cat([expected['grad_offset'], expected['grad_mask']], -1)
+    torch.testing.assert_close(joined.grad, gradient)
+    turned = {
+        key: tensors[key].transpose(1, 2).contiguous().transpose(1, 2)
+        for key in ('input', 'offset', 'mask', 'grad_output')
+    }
+    again = run(turned, options, torch.float64)
+    assert all(torch.equal(again[name], expected[name]) for name in NAMES)
+
+
+def test_cpu_copies_no_strided_view():
+    """A copy of offset and mask would show in the peak of allocated memory."""
+    joined = torch.randn(1, 64, 64, 4 * 27)
+    offset, mask = joined.split([4 * 18, 4 * 9], -1)
+    input = torch.randn(1, 64, 64, 64)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        dcnv3(input, offset, mask, groups=4, backend='cpu')
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+    assert allocated < 1.2 * input.numel() * 4
+
+
+def test_gradients_reach_only_what_needs_them():
+    tensors = random_inputs(1, 4, 4, 2, 4)
+    offset = tensors['offset'].requires_grad_()
+    output = dcnv3(tensors['input'], offset, tensors['mask'], groups=2)
+    output.sum().backward()
+    assert offset.grad is not None and tensors['input'].grad is None

@@ -1,0 +1,192 @@
+"""A training killed with SIGKILL goes on from the newest complete checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from internimage_mm.engine import latest_checkpoint
+
+from .conftest import ROOT, error_of, run_tool
+
+# Kills its own process halfway through writing the third checkpoint.
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from mmengine.fileio import LocalBackend
+
+put, writes = LocalBackend.put, []
+
+def put_half(self, obj, filepath):
+    writes.append(filepath)
+    if len(writes) == 3:
+        put(self, obj[: len(obj) // 2], filepath)
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(self, obj, filepath)
+
+LocalBackend.put = put_half
+sys.path.insert(0, '{tools}')
+import train
+train.main({args})
+"""
+
+
+def checkpoint(path):
+    return torch.load(path, weights_only=True)
+
+
+def names(work_dir):
+    return sorted(p.name for p in work_dir.glob('*.pth'))
+
+
+@pytest.mark.parametrize('keep', [1, 2])
+def test_killed_while_writing_a_checkpoint(tmp_path, segmentor_config, keep):
+    options = [f'default_hooks.checkpoint.max_keep_ckpts={keep}', 'train_cfg.max_iters=5']
+    killed, whole = tmp_path / 'killed', tmp_path / 'whole'
+    args = [str(segmentor_config), '--work-dir', str(killed), '--cfg-options', *options]
+    script = KILLED_WHILE_WRITING.format(tools=ROOT / 'tools', args=args)
+    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    # Of what is there under a checkpoint's name, everything is complete.
+    assert names(killed) == [f'iter_{i}.pth' for i in range(3 - keep, 3)]
+    assert all(checkpoint(killed / name) for name in names(killed))
+
+    run_tool('train', segmentor_config, '--work-dir', killed, '--resume', options=options)
+    assert names(killed) == [f'iter_{i}.pth' for i in range(6 - keep, 6)]
+    log = max(killed.glob('*/*.log'), key=lambda p: p.stat().st_mtime).read_text()
+    assert 'resumed epoch: 0, iter: 2' in log
+    resumed = checkpoint(killed / 'iter_5.pth')
+    assert resumed['meta']['iter'] == 5
+    history = resumed['message_hub']['log_scalars']['train/loss'].data[0]
+    assert len(history) == 5
+
+    # The same as if nothing had happened.
+    if keep == 1:
+        run_tool('train', segmentor_config, '--work-dir', whole, options=options)
+        undisturbed = checkpoint(whole / 'iter_5.pth')
+        expected = undisturbed['message_hub']['log_scalars']['train/loss'].data[0]
+        assert history == pytest.approx(expected, rel=1e-4)
+        assert [g['lr'] for g in resumed['optimizer']['param_groups']] == pytest.approx(
+            [g['lr'] for g in undisturbed['optimizer']['param_groups']]
+        )
+
+
+def test_killed_at_any_moment(tmp_path, segmentor_config):
+    """Two kills, each after another time; every start goes on where the one before ended."""
+    options = ['default_hooks.checkpoint.max_keep_ckpts=1', 'train_cfg.max_iters=1000000']
+    command = [
+        sys.executable, ROOT / 'tools' / 'train.py', segmentor_config, '--work-dir', tmp_path,
+        '--resume', '--cfg-options', *options,
+    ]  # fmt: skip
+    reached = 0
+    for extra_seconds in (0.0, 0.37):
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
+            try:
+                deadline = time.monotonic() + 120
+                while latest_iteration(tmp_path) < reached + 2:
+                    assert process.poll() is None, 'the training ended by itself'
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+                time.sleep(extra_seconds)
+            finally:
+                os.kill(process.pid, signal.SIGKILL)
+        newest = latest_checkpoint(tmp_path)
+        assert checkpoint(newest)['meta']['iter'] > reached
+        reached = checkpoint(newest)['meta']['iter']
+    options[-1] = f'train_cfg.max_iters={reached + 2}'
+    run_tool('train', segmentor_config, '--work-dir', tmp_path, '--resume', options=options)
+    assert checkpoint(tmp_path / f'iter_{reached + 2}.pth')['meta']['iter'] == reached + 2
+
+
+def latest_iteration(work_dir):
+    return max((int(p.stem.removeprefix('iter_')) for p in work_dir.glob('iter_*.pth')), default=0)
+
+
+@pytest.fixture
+def three_iterations(tmp_path, segmentor_config):
+    run_tool('train', segmentor_config, '--work-dir', tmp_path, options=['train_cfg.max_iters=3'])
+    return tmp_path
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_truncated_newest_checkpoint(three_iterations, segmentor_config):
+    """As a full disk or another tool than ours leaves it."""
+    work_dir = three_iterations
+    assert (work_dir / 'last_checkpoint').read_text() == str(work_dir / 'iter_3.pth')
+    cut(work_dir / 'iter_3.pth')
+    assert latest_checkpoint(work_dir) == str(work_dir / 'iter_2.pth')
+    run_tool(
+        'train', segmentor_config, '--work-dir', work_dir, '--resume',
+        options=['train_cfg.max_iters=4'],
+    )  # fmt: skip
+    assert checkpoint(work_dir / 'iter_3.pth')['meta']['iter'] == 3
+    assert checkpoint(work_dir / 'iter_4.pth')['meta']['iter'] == 4
+
+
+def test_stale_or_damaged_pointer(three_iterations):
+    work_dir = three_iterations
+    for text in (str(work_dir / 'iter_1.pth'), str(work_dir / 'iter_99.pth'), ''):
+        (work_dir / 'last_checkpoint').write_text(text)
+        assert latest_checkpoint(work_dir) == str(work_dir / 'iter_3.pth')
+
+
+def test_no_complete_checkpoint_is_an_error(three_iterations, segmentor_config):
+    work_dir = three_iterations
+    for name in names(work_dir):
+        cut(work_dir / name)
+    message = error_of('train', segmentor_config, '--work-dir', work_dir, '--resume')
+    assert 'no complete checkpoint to resume from' in message
+    assert 'iter_3.pth is truncated' in message
+
+
+def test_nothing_to_resume_starts_anew(tmp_path, segmentor_config, capsys):
+    run_tool(
+        'train', segmentor_config, '--work-dir', tmp_path, '--resume',
+        options=['train_cfg.max_iters=1'],
+    )  # fmt: skip
+    assert 'no checkpoint yet, starting anew' in capsys.readouterr().out
+    assert names(tmp_path) == ['iter_1.pth']
+
+
+def test_resume_by_name(three_iterations, segmentor_config):
+    work_dir = three_iterations
+    run_tool(
+        'train', segmentor_config, '--work-dir', work_dir / 'again', '--resume',
+        work_dir / 'iter_1.pth', options=['train_cfg.max_iters=2'],
+    )  # fmt: skip
+    assert names(work_dir / 'again') == ['iter_2.pth']
+
+
+EPOCHS = """
+_base_ = '{base}'
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=2, val_interval=1)
+train_dataloader = dict(sampler=dict(type='DefaultSampler'))
+log_processor = dict(by_epoch=True)
+default_hooks = dict(
+    checkpoint=dict(by_epoch=True, out_dir='{out_dir}', max_keep_ckpts=1, save_best='auto'))
+"""
+
+
+def test_checkpoints_of_epochs_in_another_folder(tmp_path, detector_config):
+    """The hook's out_dir, epochs instead of iterations, and a best checkpoint."""
+    work_dir, out_dir = tmp_path / 'run', tmp_path / 'elsewhere'
+    config = tmp_path / 'epochs.py'
+    config.write_text(EPOCHS.format(base=detector_config, out_dir=out_dir))
+    run_tool('train', config, '--work-dir', work_dir)
+    saved = out_dir / 'run'
+    assert 'epoch_2.pth' in names(saved)
+    assert 'epoch_1.pth' not in names(saved)
+    assert latest_checkpoint(work_dir) == str(saved / 'epoch_2.pth')
+    run_tool(
+        'train', config, '--work-dir', work_dir, '--resume', options=['train_cfg.max_epochs=3']
+    )
+    assert checkpoint(saved / 'epoch_3.pth')['meta']['epoch'] == 3
+    assert checkpoint(saved / 'epoch_3.pth')['meta']['iter'] == 12

@@ -1,0 +1,81 @@
+"""Draws the predictions of a detector or segmentor on an image."""
+
+import argparse
+import os.path as osp
+
+import cv2
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+
+from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
+from internimage_mm.cli import UserError, load_config, reports_user_errors
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('image', help='image file')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('--out', required=True, help='the picture to write, e.g. out.png')
+    parser.add_argument(
+        '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that override the config: visualizer.alpha=0.5',
+    )
+    return parser.parse_args(argv)
+
+
+def build_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Module:
+    """The model of a config with the weights of a checkpoint, ready for the inference functions."""
+    checkpoint = read_checkpoint(checkpoint_path)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.load_state_dict(fit_state_dict(checkpoint, model, checkpoint_path), strict=False)
+    # The classes and colours come from the config's data set, which need not be on this machine.
+    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True})
+    model.dataset_meta = dataset.metainfo
+    model.cfg = cfg
+    return model.to(device).eval()
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if not osp.isfile(args.image):
+        raise UserError(f'image {args.image} does not exist')
+    image = cv2.imread(args.image)
+    if image is None:
+        raise UserError(f'{args.image} is not an image that OpenCV can read')
+    if not (osp.splitext(args.out)[1] and cv2.haveImageWriter(args.out)):
+        raise UserError(f'--out {args.out} is not the name of an image file, such as out.png')
+    cfg = load_config(args.config, args.cfg_options)
+    scope = cfg.get('default_scope')
+    if scope not in ('mmdet', 'mmseg'):
+        raise UserError(f'{args.config} is neither for detection nor for segmentation')
+    init_default_scope(scope)
+    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    model = build_model(cfg, args.checkpoint, device)
+    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
+    visualizer.dataset_meta = model.dataset_meta
+    drawing = dict(draw_gt=False, out_file=args.out)
+    if scope == 'mmdet':
+        from mmdet.apis import inference_detector as infer
+
+        drawing['pred_score_thr'] = args.score_thr
+    else:
+        from mmseg.apis import inference_model as infer
+    visualizer.add_datasample('image', image[..., ::-1], infer(model, args.image), **drawing)
+    print(f'{args.out} written')
+
+
+if __name__ == '__main__':
+    main()

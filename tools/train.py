@@ -1,0 +1,91 @@
+"""Trains the model of a config: detection, segmentation and classification alike."""
+
+import argparse
+import os
+
+from mmengine.config import DictAction
+from mmengine.device import get_device
+
+from internimage_mm.cli import (
+    UserError,
+    check_data,
+    check_launcher,
+    load_config,
+    reports_user_errors,
+)
+from internimage_mm.engine import InternImageRunner, latest_checkpoint
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--work-dir', help='folder for logs and checkpoints (default: work_dirs/<config name>)'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a name, from the newest complete one in the work '
+        'dir, or from the beginning if there is none yet',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate from the batch size of the config to the actual one',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that override the config: optim_wrapper.optimizer.lr=1e-4 key=[a,b]',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed training are started',
+    )
+    # torch.distributed.launch passes the second form since PyTorch 2.0.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    args = parser.parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return args
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_launcher(args.launcher)
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg.launcher = args.launcher
+    if 'train_dataloader' not in cfg:
+        raise UserError(f'config {args.config} has no train_dataloader: it cannot be trained')
+    if args.amp:
+        if get_device() == 'cpu':
+            raise UserError('--amp needs a GPU: mmengine has no mixed precision on the CPU')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError(
+                f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in {args.config}'
+            )
+        cfg.auto_scale_lr.enable = True
+    check_data(cfg, 'train', 'val')
+    if args.resume == 'auto':
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
+        cfg.resume = cfg.load_from is not None
+        print(
+            f'resuming from {cfg.load_from}' if cfg.resume else 'no checkpoint yet, starting anew'
+        )
+    elif args.resume:
+        cfg.resume, cfg.load_from = True, args.resume
+    InternImageRunner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
