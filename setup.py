@@ -69,7 +69,7 @@ def torch_build_ext():
         if platform.machine().lower() in ('x86_64', 'amd64'):
             macros.append(('DCNV3_X86_DISPATCH', '1'))
     # torch's headers are not ours to warn about
-    include = [path for path in settings.include_dirs]
+    include = list(settings.include_dirs)
     if sys.platform != 'win32':
         flags += [f'-isystem{path}' for path in include]
         include = []

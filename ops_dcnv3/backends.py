@@ -107,7 +107,7 @@ def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bo
 
 
 def explain_backend(device: torch.device | str = 'cpu', backend: str | None = None) -> str:
-    """Say in a few lines which backend :func:`dcnv3` takes on ``device``, and why not the others."""
+    """Say which backend :func:`dcnv3` takes on ``device``, and what keeps the others from it."""
     device = torch.device(device)
     name, source = _select(device, backend)
     lines = [f'dcnv3 on {device} runs on backend {name!r} ({source})']
@@ -127,9 +127,7 @@ def _select(device: torch.device, backend: str | None) -> tuple[str, str]:
             _check_name(name, source)
             ok, reason = BACKENDS[name].can_run(device)
             if not ok:
-                raise RuntimeError(
-                    f'backend {name!r} ({source}) cannot run on {device}: {reason}'
-                )
+                raise RuntimeError(f'backend {name!r} ({source}) cannot run on {device}: {reason}')
             return name, source
     for name, candidate in BACKENDS.items():
         if candidate.can_run(device)[0]:

@@ -36,7 +36,12 @@ def num_points(kernel_size: IntPair, remove_center: bool) -> int:
 
 
 def output_size(
-    height: int, width: int, kernel_size: IntPair, stride: IntPair, padding: IntPair, dilation: IntPair
+    height: int,
+    width: int,
+    kernel_size: IntPair,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
 ) -> IntPair:
     """Output height and width of the op; zero or negative where the padded input is too small."""
     out_h = (height + 2 * padding[0] - (dilation[0] * (kernel_size[0] - 1) + 1)) // stride[0] + 1

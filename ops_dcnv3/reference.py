@@ -73,4 +73,3 @@ def dcnv3_reference(
                 weight = torch.where(inside, mask[..., p] * weight_y * weight_x, 0)
                 output = output.addcmul(weight[..., None], values)
     return output.reshape(batch, out_h, out_w, channels).to(input.dtype)
-

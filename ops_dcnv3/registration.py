@@ -46,7 +46,7 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad_output: Tensor):
     grads = torch.ops.ops_dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.options)
     needed = ctx.needs_input_grad[:3]
-    return *(grad if need else None for grad, need in zip(grads, needed)), *(
+    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(
         None for _ in ctx.options
     )
 

@@ -45,9 +45,7 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=len(classes)),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=1)),
-        mask_head=dict(
-            num_convs=2, in_channels=64, conv_out_channels=64, num_classes=len(classes)
-        ),
+        mask_head=dict(num_convs=2, in_channels=64, conv_out_channels=64, num_classes=len(classes)),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),

@@ -20,7 +20,7 @@ metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_ade20k'
 crop_size = (128, 128)
 depths = [1, 1, 2, 1]
-max_iters = 900
+max_iters = 1000
 norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(
@@ -38,23 +38,18 @@ model = dict(
     decode_head=dict(
         in_channels=[32, 64, 128, 256], channels=64, num_classes=len(classes), norm_cfg=norm_cfg
     ),
-    auxiliary_head=dict(
-        in_channels=128, channels=64, num_classes=len(classes), norm_cfg=norm_cfg
-    ),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=len(classes), norm_cfg=norm_cfg),
 )
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(160, 160), ratio_range=(0.8, 1.25), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
-    dict(type='ResizeToMultiple', size_divisor=32),
     dict(type='LoadAnnotations', reduce_zero_label=True),
     dict(type='PackSegInputs'),
 ]
@@ -94,14 +89,14 @@ test_evaluator = val_evaluator
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(interval=max_iters // 3))
+default_hooks = dict(checkpoint=dict(interval=max_iters // 4))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, begin=0, end=max_iters, eta_min=0.0, by_epoch=False),
 ]
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=0.002, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='CustomLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(num_layers=sum(depths), layer_decay_rate=1.0, depths=depths),
 )

@@ -182,9 +182,7 @@ class Level(nn.Module):
         )
         self.norm = build_norm(channels, 'LN') if end_norm else None
         if post_norm_block_ids:
-            self.post_norms = nn.ModuleList(
-                build_norm(channels, 'LN') for _ in post_norm_block_ids
-            )
+            self.post_norms = nn.ModuleList(build_norm(channels, 'LN') for _ in post_norm_block_ids)
         self.downsample = Downsample(channels, norm_layer) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def image_rng(seed: int, split: str, index: int) -> np.random.Generator:
 # Outlines.
 
 
-def _polar(radii: Sequence[float], start: float = -np.pi / 2) -> np.ndarray:
+def _polar(radii: Sequence[float] | np.ndarray, start: float = -np.pi / 2) -> np.ndarray:
     """Outline through evenly spaced angles from ``start`` on, which is up by default."""
     angles = start + np.arange(len(radii)) * (2 * np.pi / len(radii))
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * np.asarray(radii)[:, None]
@@ -229,15 +229,15 @@ _PATTERNS = {
 
 def random_colour(
     rng: np.random.Generator,
-    span: tuple[float, float] = (30, 225),
+    span: tuple[float | Sequence[float], float | Sequence[float]] = (30, 225),
     avoid: Sequence[np.ndarray] = (),
     distance: float = 60,
 ) -> np.ndarray:
-    """A colour that does not depend on any class.
+    """A random colour.
 
     Args:
         rng: Random numbers.
-        span: Smallest and largest value of a channel, in 0..255 units.
+        span: Smallest and largest value of a channel, or of each of (B, G, R), in 0..255 units.
         avoid: Colours to stay away from, so that neighbours can be told apart.
         distance: Wanted Euclidean distance to all of them, in 0..255 units. If none of 32
             candidates has it, the farthest of them is taken.

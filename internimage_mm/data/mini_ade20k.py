@@ -30,8 +30,15 @@ MINI_ADE20K_PALETTE = (
     (145, 30, 180),
 )
 
-# A region is known by its pattern and its place, never by its colour.
+# A region is known by its pattern and its place; its colour is a hint, since the spans overlap.
 _REGION_PATTERNS = {'wall': 'bricks', 'sky': 'clouds', 'ground': 'speckle', 'water': 'waves'}
+# Smallest and largest B, G, R.
+_REGION_SPANS = {
+    'wall': ((40, 40, 90), (180, 180, 225)),
+    'sky': ((120, 90, 50), (225, 225, 200)),
+    'ground': ((30, 70, 40), (130, 200, 180)),
+    'water': ((90, 50, 30), (225, 180, 120)),
+}
 _SHAPE_CLASSES = MINI_ADE20K_CLASSES[len(_REGION_PATTERNS) :]
 _SHAPE_PATTERNS = ('plain', 'gradient', 'dots')
 _FOLDERS = {'train': 'training', 'val': 'validation'}
@@ -99,16 +106,19 @@ def make_mini_ade20k(
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """One image, uint8 (h, w, 3), and its label map, uint8 (h, w)."""
-    hw = tuple(int(side) for side in rng.integers(128, 145, size=2))
+    height, width = rng.integers(128, 145, size=2).tolist()
+    hw = height, width
     picture = np.zeros((*hw, 3), np.float32)
     labels = np.zeros(hw, np.uint8)
-    colours = []
+    colours: list[np.ndarray] = []
     for name, outline in _region_outlines(rng, hw):
-        colours.append(random_colour(rng, avoid=colours, distance=100))
+        span = _REGION_SPANS[name]
+        colours.append(random_colour(rng, span, avoid=colours, distance=100))
         contrast = (20, 45) if name == 'sky' else (60, 100)
         region = fill(rng, _REGION_PATTERNS[name], colours[-1], hw, contrast)
         paint(picture, labels, coverage([outline], hw), region, _label(name))
-    for outline in clutter_outlines(rng, hw, lines=rng.integers(1, 3), blobs=rng.integers(1, 4)):
+    lines, blobs = int(rng.integers(1, 3)), int(rng.integers(1, 4))
+    for outline in clutter_outlines(rng, hw, lines, blobs):
         paint(
             picture,
             labels,

@@ -95,7 +95,8 @@ def _write_split(folder: Path, split: str, count: int, seed: int, show_progress:
     from pycocotools import mask as mask_api
 
     (folder / split).mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in track(range(count), f'mini_coco {split}', disable=not show_progress):
         image, instances, categories = _draw(image_rng(seed, split, index))
         file_name = f'{index:06d}.jpg'
@@ -130,11 +131,13 @@ def _write_split(folder: Path, split: str, count: int, seed: int, show_progress:
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """One image, its instance map (0: background) and the class index of instances 1, 2, ..."""
-    hw = tuple(int(side) for side in rng.integers(160, 193, size=2))
+    height, width = rng.integers(160, 193, size=2).tolist()
+    hw = height, width
     background = random_colour(rng, _BACKGROUND_SPAN)
     picture = fill(rng, rng.choice(_BACKGROUNDS), background, hw, contrast=(20, 50))
     instances = np.zeros(hw, np.int32)
-    for outline in clutter_outlines(rng, hw, lines=rng.integers(1, 6), blobs=rng.integers(2, 9)):
+    lines, blobs = int(rng.integers(1, 6)), int(rng.integers(2, 9))
+    for outline in clutter_outlines(rng, hw, lines, blobs):
         paint(picture, instances, coverage([outline], hw), random_colour(rng), 0)
 
     categories = rng.integers(len(MINI_COCO_CLASSES), size=rng.integers(2, 6)).tolist()

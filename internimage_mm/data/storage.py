@@ -44,7 +44,7 @@ def write_dataset(
         FileExistsError: ``root`` holds a data set with other settings and ``overwrite`` is False,
             or something that is not a generated data set, which is never overwritten.
     """
-    settings = {'num_train': num_train, 'num_val': num_val, 'seed': seed}
+    settings: dict[str, str | int] = {'num_train': num_train, 'num_val': num_val, 'seed': seed}
     for key, least in (('num_train', 1), ('num_val', 1), ('seed', 0)):
         value = settings[key]
         if not isinstance(value, int) or isinstance(value, bool):

@@ -27,7 +27,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
+def _find_backbones(model: nn.Module) -> dict[str, Any]:
     """Name prefix (dot included, empty for ``model`` itself) -> InternImage-like module."""
     return {
         f'{name}.' if name else '': module

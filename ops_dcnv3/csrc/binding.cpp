@@ -1,11 +1,10 @@
 // Connects the CPU kernels with the operators that ops_dcnv3/registration.py declares.
-#include <Python.h>
-
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
+#include <Python.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -49,8 +48,7 @@ std::tuple<Tensor, int64_t> readable(const Tensor& tensor) {
 Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& mask,
                      int64_t offset_stride, int64_t mask_stride, at::IntArrayRef kernel_size,
                      at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                     int64_t groups, double offset_scale, bool remove_center,
-                     bool mask_is_logits) {
+                     int64_t groups, double offset_scale, bool remove_center, bool mask_is_logits) {
   // The public function has told the user what is wrong before; these checks keep a direct call of
   // the operator from reading outside a tensor.
   TORCH_CHECK_VALUE(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
@@ -58,11 +56,10 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   for (const auto& values : {kernel_size, stride, padding, dilation}) {
     TORCH_CHECK_VALUE(values.size() == 2, "dcnv3: sizes must be (h, w) pairs");
   }
-  TORCH_CHECK_VALUE(std::min(kernel_size[0], kernel_size[1]) >= 1 &&
-                        std::min(stride[0], stride[1]) >= 1 &&
-                        std::min(padding[0], padding[1]) >= 0 &&
-                        std::min(dilation[0], dilation[1]) >= 1,
-                    "dcnv3: kernel_size, stride and dilation must be positive, padding not negative");
+  TORCH_CHECK_VALUE(
+      std::min(kernel_size[0], kernel_size[1]) >= 1 && std::min(stride[0], stride[1]) >= 1 &&
+          std::min(padding[0], padding[1]) >= 0 && std::min(dilation[0], dilation[1]) >= 1,
+      "dcnv3: kernel_size, stride and dilation must be positive, padding not negative");
   TORCH_CHECK_TYPE(offset.dtype() == input.dtype() && mask.dtype() == input.dtype(),
                    "dcnv3: input, offset and mask must have one dtype");
   TORCH_CHECK_VALUE(groups >= 1 && input.size(3) % groups == 0, "dcnv3: groups must divide ",
@@ -86,8 +83,8 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   problem.offset_scale = offset_scale;
   problem.remove_center = remove_center;
   problem.mask_is_logits = mask_is_logits;
-  const int64_t span_h = problem.height + 2 * problem.pad_h -
-                         (problem.dilation_h * (problem.kernel_h - 1) + 1);
+  const int64_t span_h =
+      problem.height + 2 * problem.pad_h - (problem.dilation_h * (problem.kernel_h - 1) + 1);
   const int64_t span_w =
       problem.width + 2 * problem.pad_w - (problem.dilation_w * (problem.kernel_w - 1) + 1);
   TORCH_CHECK_VALUE(span_h >= 0 && span_w >= 0 && problem.points() >= 1,
@@ -95,8 +92,8 @@ Problem make_problem(const Tensor& input, const Tensor& offset, const Tensor& ma
   problem.out_height = span_h / problem.stride_h + 1;
   problem.out_width = span_w / problem.stride_w + 1;
   const int64_t per_pixel = groups * problem.points();
-  for (const auto& [tensor, size] : {std::make_pair(&offset, 2 * per_pixel),
-                                     std::make_pair(&mask, per_pixel)}) {
+  for (const auto& [tensor, size] :
+       {std::make_pair(&offset, 2 * per_pixel), std::make_pair(&mask, per_pixel)}) {
     TORCH_CHECK_VALUE(tensor->size(0) == problem.batch && tensor->size(1) == problem.out_height &&
                           tensor->size(2) == problem.out_width && tensor->size(3) == size,
                       "dcnv3: offset or mask has shape ", tensor->sizes(), ", expected [",
@@ -172,20 +169,20 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
                                             const Tensor& offset_, const Tensor& mask_,
                                             at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                             at::IntArrayRef padding, at::IntArrayRef dilation,
-                                            int64_t groups, double offset_scale,
-                                            bool remove_center, bool mask_is_logits) {
+                                            int64_t groups, double offset_scale, bool remove_center,
+                                            bool mask_is_logits) {
   const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
   const Problem problem =
       make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
                    dilation, groups, offset_scale, remove_center, mask_is_logits);
-  TORCH_CHECK_VALUE(grad_output.sizes() == at::IntArrayRef({problem.batch, problem.out_height,
-                                                            problem.out_width,
-                                                            problem.channels()}) &&
-                        grad_output.dtype() == input.dtype(),
-                    "dcnv3: grad_output must be like the output, got shape ", grad_output.sizes(),
-                    " and dtype ", grad_output.dtype());
+  TORCH_CHECK_VALUE(
+      grad_output.sizes() == at::IntArrayRef({problem.batch, problem.out_height, problem.out_width,
+                                              problem.channels()}) &&
+          grad_output.dtype() == input.dtype(),
+      "dcnv3: grad_output must be like the output, got shape ", grad_output.sizes(), " and dtype ",
+      grad_output.dtype());
   // Halves are summed in float32.
   const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   const Tensor grad_input = at::zeros(input.sizes(), input.options().dtype(sum_type));
@@ -198,8 +195,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
     const auto kernel = dcnv3::kernels<T>().backward;
     at::parallel_for(0, problem.batch * problem.groups, 1, [&](int64_t begin, int64_t end) {
       kernel(problem, read<T>(grad_output), read<T>(input), read<T>(offset_data),
-             read<T>(mask_data), write<S>(grad_input), write<T>(grad_offset),
-             write<T>(grad_mask), begin, end);
+             read<T>(mask_data), write<S>(grad_input), write<T>(grad_offset), write<T>(grad_mask),
+             begin, end);
     });
   });
   return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
@@ -214,7 +211,7 @@ TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
 
 // An empty Python module: importing it runs the registration above.
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
-  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
-                                      nullptr, nullptr, nullptr, nullptr};
+  static struct PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -25,8 +25,8 @@ float normal() { return std::normal_distribution<float>()(generator); }
 
 float wild() {
   constexpr float inf = std::numeric_limits<float>::infinity();
-  const float values[] = {inf, -inf, std::numeric_limits<float>::quiet_NaN(), 1e30f, -1e30f, 3e9f,
-                          -1.0f, 0.0f, 1.0f};
+  const float values[] = {
+      inf, -inf, std::numeric_limits<float>::quiet_NaN(), 1e30f, -1e30f, 3e9f, -1.0f, 0.0f, 1.0f};
   return values[between(0, 8)];
 }
 

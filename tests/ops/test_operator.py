@@ -117,8 +117,10 @@ def test_backend_order_of_precedence(monkeypatch):
         backends._select(device, None)
 
 
-@pytest.mark.parametrize('call', [lambda: dcnv3(*inputs(), groups=2, backend='fast'),
-                                  lambda: use_backend('fast').__enter__()])
+@pytest.mark.parametrize(
+    'call',
+    [lambda: dcnv3(*inputs(), groups=2, backend='fast'), lambda: use_backend('fast').__enter__()],
+)
 def test_unknown_backend(call):
     with pytest.raises(ValueError, match=r"cpu, reference.*'fast'"):
         call()

@@ -41,9 +41,7 @@ def test_golden(case, dtype, backend):
     if dtype in (torch.float64, torch.float32):
         truth = {name: tensors[name] for name in NAMES}
     else:  # what the rounded inputs give exactly
-        truth = run(
-            rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64
-        )
+        truth = run(rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64)
     for name in NAMES:
         assert result[name].dtype == dtype
         if dtype == torch.float64:
@@ -114,9 +112,7 @@ def test_softmax_of_large_and_infinite_logits():
     for name in NAMES:
         assert relative_error(result[name], truth[name]) < 1e-4, name
     probabilities = logits.reshape(1, 4, 5, 2, 9).softmax(-1).flatten(3)
-    explicit = run(
-        {**tensors, 'mask': probabilities}, dict(groups=2, backend='cpu'), torch.float64
-    )
+    explicit = run({**tensors, 'mask': probabilities}, dict(groups=2, backend='cpu'), torch.float64)
     torch.testing.assert_close(truth['output'], explicit['output'])
     nan = run({**tensors, 'mask': logits * torch.nan}, {**options, 'backend': 'cpu'}, torch.float32)
     assert nan['output'].isnan().all()

@@ -27,11 +27,11 @@ struct Compute<double> {
 };
 
 struct Problem {
-  int64_t batch, height, width;         // input
+  int64_t batch, height, width;  // input
   int64_t out_height, out_width;
   int64_t groups, group_channels;
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t offset_stride, mask_stride;   // elements between neighbouring output pixels
+  int64_t offset_stride, mask_stride;  // elements between neighbouring output pixels
   double offset_scale;
   bool remove_center, mask_is_logits;
 
@@ -50,8 +50,8 @@ using ForwardRows = void (*)(const Problem&, const T* input, const T* offset, co
 template <typename T>
 using BackwardGroups = void (*)(const Problem&, const T* grad_output, const T* input,
                                 const T* offset, const T* mask,
-                                typename Compute<T>::type* grad_input, T* grad_offset,
-                                T* grad_mask, int64_t begin, int64_t end);
+                                typename Compute<T>::type* grad_input, T* grad_offset, T* grad_mask,
+                                int64_t begin, int64_t end);
 
 template <typename T>
 struct Kernels {

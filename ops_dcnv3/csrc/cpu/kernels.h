@@ -18,7 +18,8 @@ namespace dcnv3 {
 namespace DCNV3_NAMESPACE {
 namespace {
 
-// ------------------------------------------------------------------------------------ 16-bit floats
+// ------------------------------------------------------------------------------------ 16-bit
+// floats
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -106,16 +107,16 @@ inline float load_scalar(const Float16* from) { return to_compute(*from); }
 template <int W>
 struct Bits;
 
-#define DCNV3_BITS(W)                                                   \
-  template <>                                                           \
-  struct Bits<W> {                                                      \
-    typedef uint16_t Narrow __attribute__((vector_size(W * 2)));        \
-    typedef uint32_t Wide __attribute__((vector_size(W * 4)));          \
-    static Wide load(const void* from) {                                \
-      Narrow narrow;                                                    \
-      std::memcpy(&narrow, from, sizeof narrow);                        \
-      return __builtin_convertvector(narrow, Wide);                     \
-    }                                                                   \
+#define DCNV3_BITS(W)                                            \
+  template <>                                                    \
+  struct Bits<W> {                                               \
+    typedef uint16_t Narrow __attribute__((vector_size(W * 2))); \
+    typedef uint32_t Wide __attribute__((vector_size(W * 4)));   \
+    static Wide load(const void* from) {                         \
+      Narrow narrow;                                             \
+      std::memcpy(&narrow, from, sizeof narrow);                 \
+      return __builtin_convertvector(narrow, Wide);              \
+    }                                                            \
   };
 DCNV3_BITS(4)
 #if DCNV3_VECTOR_BYTES >= 32
@@ -163,9 +164,13 @@ inline V load(const Float16* from, const float*) {
 }
 #else
 template <typename V>
-inline V load(const BFloat16* from, const float*) { return load_scalar(from); }
+inline V load(const BFloat16* from, const float*) {
+  return load_scalar(from);
+}
 template <typename V>
-inline V load(const Float16* from, const float*) { return load_scalar(from); }
+inline V load(const Float16* from, const float*) {
+  return load_scalar(from);
+}
 #endif
 
 template <typename V, typename S, typename T>
@@ -247,10 +252,10 @@ inline void read_points(const Problem& problem, const Grid<S>& grid, int64_t out
                         const T* __restrict__ offset, const T* __restrict__ mask, int64_t count,
                         S* __restrict__ x, S* __restrict__ y, S* __restrict__ m) {
   const S scale = S(problem.offset_scale);
-  const S center_x = S(out_x * problem.stride_w - problem.pad_w +
-                       problem.dilation_w * (problem.kernel_w - 1) / 2);
-  const S center_y = S(out_y * problem.stride_h - problem.pad_h +
-                       problem.dilation_h * (problem.kernel_h - 1) / 2);
+  const S center_x =
+      S(out_x * problem.stride_w - problem.pad_w + problem.dilation_w * (problem.kernel_w - 1) / 2);
+  const S center_y =
+      S(out_y * problem.stride_h - problem.pad_h + problem.dilation_h * (problem.kernel_h - 1) / 2);
   const S* __restrict__ grid_x = grid.x.data();
   const S* __restrict__ grid_y = grid.y.data();
   for (int64_t p = 0; p < count; ++p) {
@@ -413,8 +418,8 @@ inline void for_channel_blocks(int64_t channels, Visit visit) {
 }
 
 template <typename T>
-void forward_rows(const Problem& problem, const T* input, const T* offset, const T* mask,
-                  T* output, int64_t begin, int64_t end) {
+void forward_rows(const Problem& problem, const T* input, const T* offset, const T* mask, T* output,
+                  int64_t begin, int64_t end) {
   using S = typename Compute<T>::type;
   const int64_t num_points = problem.points(), per_pixel = problem.groups * num_points;
   const int64_t channels = problem.channels(), group_channels = problem.group_channels;
@@ -449,8 +454,8 @@ void forward_rows(const Problem& problem, const T* input, const T* offset, const
 
 // -------------------------------------------------------------------------------------- backward
 
-// N channels of one group at one output pixel: add to grad_input, and to dots[corner] the product of
-// the output gradient with each corner's values.
+// N channels of one group at one output pixel: add to grad_input, and to dots[corner] the product
+// of the output gradient with each corner's values.
 template <int N, typename T, typename S>
 inline void scatter(const Problem& problem, const Points<S>& points, int64_t first, int64_t count,
                     const T* __restrict__ grad_output, const T* __restrict__ image,

@@ -1,0 +1,97 @@
+"""``python -m internimage_mm.env``: what is installed, what runs, which known conflict is hit."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import sys
+from importlib import metadata
+
+import torch
+from packaging.version import Version
+
+from ops_dcnv3 import explain_backend
+
+from .version import __version__
+
+# Distribution names of each module: the last OpenMMLab release and the maintained fork.
+STACK = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv', 'onedl-mmcv'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+}
+OTHERS = ('torchvision', 'numpy', 'opencv-python', 'opencv-python-headless', 'setuptools')
+
+
+def installed(distribution: str) -> Version | None:
+    """Version of a distribution, or None."""
+    try:
+        return Version(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def conflicts() -> list[str]:
+    """Known conflicts of the installed packages, each with its way out."""
+    found = []
+    for module, (upstream, fork) in STACK.items():
+        if installed(upstream) and installed(fork):
+            found.append(
+                f'{upstream} and {fork} are both installed and overwrite each other ({module}): '
+                f'pip uninstall {upstream} {fork}, then install one of them'
+            )
+    setuptools = installed('setuptools')
+    mmengine = installed('mmengine')
+    if (
+        mmengine
+        and mmengine <= Version('0.10.7')
+        and (setuptools is None or setuptools.major >= 82)
+    ):
+        found.append(
+            f'mmengine {mmengine} imports pkg_resources, which setuptools {setuptools or "(none)"} '
+            'does not have: pip install "setuptools<82"'
+        )
+    mmcv = installed('mmcv')
+    for distribution in ('mmdet', 'mmsegmentation'):
+        if mmcv and mmcv >= Version('2.2') and installed(distribution):
+            found.append(
+                f'{distribution} {installed(distribution)} refuses mmcv {mmcv}: '
+                'pip install --no-build-isolation mmcv==2.1.0'
+            )
+    if mmcv or installed('onedl-mmcv'):
+        try:
+            importlib.import_module('mmcv._ext')
+        except ImportError as error:
+            found.append(
+                f'mmcv has no usable operators ({error}): build it beside your torch with '
+                'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
+                '--force-reinstall --no-deps mmcv==2.1.0'
+            )
+    return found
+
+
+def report() -> str:
+    """The whole report as text."""
+    lines = [
+        f'internimage-mm {__version__}',
+        f'Python {platform.python_version()} ({sys.executable}), {platform.platform()}',
+        f'torch {torch.__version__}, CUDA '
+        + (torch.cuda.get_device_name() if torch.cuda.is_available() else 'not available'),
+    ]
+    for module, distributions in STACK.items():
+        versions = [f'{name} {installed(name)}' for name in distributions if installed(name)]
+        lines.append(f'{module}: {", ".join(versions) or "not installed"}')
+    lines += [f'{name}: {installed(name) or "not installed"}' for name in OTHERS]
+    lines.append(explain_backend('cpu'))
+    if torch.cuda.is_available():
+        lines.append(explain_backend('cuda'))
+    found = conflicts()
+    lines.append('known conflicts: ' + ('none' if not found else ''))
+    lines += [f'  * {text}' for text in found]
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    print(report())
