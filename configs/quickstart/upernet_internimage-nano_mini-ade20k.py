@@ -20,7 +20,7 @@ metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_ade20k'
 crop_size = (128, 128)
 depths = [1, 1, 2, 1]
-max_iters = 1000
+max_iters = 1400
 norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(

@@ -30,17 +30,20 @@ MINI_ADE20K_PALETTE = (
     (145, 30, 180),
 )
 
-# A region is known by its pattern and its place; its colour is a hint, since the spans overlap.
-_REGION_PATTERNS = {'wall': 'bricks', 'sky': 'clouds', 'ground': 'speckle', 'water': 'waves'}
-# Smallest and largest B, G, R.
-_REGION_SPANS = {
-    'wall': ((40, 40, 90), (180, 180, 225)),
-    'sky': ((120, 90, 50), (225, 225, 200)),
-    'ground': ((30, 70, 40), (130, 200, 180)),
-    'water': ((90, 50, 30), (225, 180, 120)),
+# Pattern, and smallest and largest B, G, R of the first colour. The spans overlap: like in
+# photographs, colour is a hint, and pattern, outline and place decide.
+_REGIONS = {
+    'wall': ('bricks', (40, 40, 90), (180, 180, 225)),
+    'sky': ('clouds', (120, 90, 50), (225, 225, 200)),
+    'ground': ('speckle', (30, 70, 40), (130, 200, 180)),
+    'water': ('waves', (90, 50, 30), (225, 180, 120)),
 }
-_SHAPE_CLASSES = MINI_ADE20K_CLASSES[len(_REGION_PATTERNS) :]
-_SHAPE_PATTERNS = ('plain', 'gradient', 'dots')
+_SHAPES = {
+    'circle': ('dots', (30, 30, 120), (130, 140, 225)),
+    'square': ('checker', (30, 110, 120), (130, 225, 225)),
+    'triangle': ('stripes', (30, 110, 30), (140, 225, 130)),
+    'star': ('plain', (110, 30, 110), (225, 130, 225)),
+}
 _FOLDERS = {'train': 'training', 'val': 'validation'}
 
 
@@ -57,7 +60,7 @@ def make_mini_ade20k(
 
     Images are 128 to 144 pixels high and wide: textured sky, wall, ground and water regions, 1 to 4
     shapes of 36 to 72 pixels in diameter that may overlap, and lines and blobs that belong to no
-    class. Colours do not depend on the class. The same arguments give the same bytes with the same
+    class. The same arguments give the same bytes with the same
     numpy and OpenCV, and an image does not depend on how many there are.
 
     Files: ``images/{training,validation}/*.jpg``, ``annotations/{training,validation}/*.png``
@@ -112,10 +115,10 @@ def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     labels = np.zeros(hw, np.uint8)
     colours: list[np.ndarray] = []
     for name, outline in _region_outlines(rng, hw):
-        span = _REGION_SPANS[name]
-        colours.append(random_colour(rng, span, avoid=colours, distance=100))
+        pattern, low, high = _REGIONS[name]
+        colours.append(random_colour(rng, (low, high), avoid=colours, distance=60))
         contrast = (20, 45) if name == 'sky' else (60, 100)
-        region = fill(rng, _REGION_PATTERNS[name], colours[-1], hw, contrast)
+        region = fill(rng, pattern, colours[-1], hw, contrast)
         paint(picture, labels, coverage([outline], hw), region, _label(name))
     lines, blobs = int(rng.integers(1, 3)), int(rng.integers(1, 4))
     for outline in clutter_outlines(rng, hw, lines, blobs):
@@ -127,12 +130,14 @@ def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
             0,
         )
 
-    names = rng.choice(_SHAPE_CLASSES, size=rng.integers(1, 5)).tolist()
+    names = rng.choice(list(_SHAPES), size=rng.integers(1, 5)).tolist()
     coverages = [coverage(random_outline(rng, name, (36, 72), hw), hw) for name in names]
     for index in drop_hidden(coverages, min_visible=0.4):
-        colours.append(random_colour(rng, avoid=colours, distance=100))
-        shape = fill(rng, rng.choice(_SHAPE_PATTERNS), colours[-1], hw, contrast=(20, 50))
-        paint(picture, labels, coverages[index], shape, _label(names[index]))
+        name = names[index]
+        pattern, low, high = _SHAPES[name]
+        colours.append(random_colour(rng, (low, high), avoid=colours, distance=60))
+        shape = fill(rng, pattern, colours[-1], hw, contrast=(60, 100))
+        paint(picture, labels, coverages[index], shape, _label(name))
     return finish(rng, picture), labels
 
 
