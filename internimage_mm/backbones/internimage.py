@@ -434,6 +434,8 @@ def _check_options(options: dict) -> None:
         raise ValueError(
             f'drop_path_type must be linear or uniform, got {options["drop_path_type"]!r}'
         )
+    if not 0 <= options['drop_path_rate'] < 1:  # at 1, DropPath divides by zero
+        raise ValueError(f'drop_path_rate must be in [0, 1), got {options["drop_path_rate"]}')
     if not -1 <= options['frozen_stages'] <= NUM_LEVELS:
         raise ValueError(
             f'frozen_stages must be between -1 and {NUM_LEVELS}, got {options["frozen_stages"]}'

@@ -43,7 +43,10 @@ def golden_backbone(name, **changes):
 
 def with_golden_weights(model):
     model.load_state_dict(
-        {k: torch.from_numpy(tensor_for(k, v.shape, v.dtype)) for k, v in model.state_dict().items()}
+        {
+            k: torch.from_numpy(tensor_for(k, v.shape, v.dtype))
+            for k, v in model.state_dict().items()
+        }
     )
     return model
 

@@ -6,10 +6,14 @@ are from the same code in float64.
 * Our float64 results must be the official float64 ones: the distance to the official float32
   results is the recorded one, and gradients, stored in float32, agree to its rounding.
 * Our float32 results may be OUTPUT_FACTOR times as far from the official float32 ones as those are
-  from float64. Two implementations of equal accuracy come to 2. Measured: at most 1.54 (t_like,
-  reference backend), 1.40 on the compiled one.
+  from float64: two implementations of equal accuracy come to at most 2. Measured: at most 1.58.
 * A float32 gradient may be GRADIENT_FACTOR times as far (relative L2) from float64 as the worst
-  official one of its case is. Measured: at most 0.83 (t_like, compiled backend).
+  official one of its case is. Measured: at most 0.95.
+* Of the large or many other gradients only the norm is stored. NORM_FACTOR times that distance is
+  allowed. Measured: 2.34 for a bias of two entries, sums over all pixels that almost cancel
+  (h_like, center_feature_scale_proj_bias, one thread), and at most 0.7 for all others.
+
+Measured on both backends, with PyTorch's AVX-512, AVX2 and plain kernels, with 1 and 2 threads.
 """
 
 import numpy as np
@@ -30,6 +34,7 @@ from ops_dcnv3 import use_backend
 
 OUTPUT_FACTOR = 2
 GRADIENT_FACTOR = 2
+NORM_FACTOR = 5
 FLOAT32_ROUNDING = 2**-24
 
 CASES = [(name, size) for name in VARIANTS for size in golden(name)['check']]
@@ -133,8 +138,8 @@ def test_gradients_float64(name, backend):
     assert max(relative_errors(gradients, stored).values()) <= 1.01 * FLOAT32_ROUNDING
     difference = np.abs(image_gradient - stored['grad_image_f64']).max()
     assert difference <= 1.01 * FLOAT32_ROUNDING * file['grad_image_max_abs']
-    # Of the large gradients only norms are stored: the official float32 one, and that of its
-    # difference to float64, which bounds the difference of the norms.
+    # Of every gradient the norm is stored, the official float32 one, and the norm of its difference
+    # to float64, which bounds how far the norms can be apart.
     norms = file['grad_l2_f32_and_l2_of_difference_to_f64']
     assert gradients.keys() == norms.keys()
     for key, (norm, difference) in norms.items():
@@ -146,7 +151,8 @@ def test_gradients_float64(name, backend):
 def test_gradients(name, backend):
     file, stored = golden(f'{name}__grad_64x96'), golden_arrays(f'{name}__grad_64x96')
     norms = file['grad_l2_f32_and_l2_of_difference_to_f64']
-    tolerance = GRADIENT_FACTOR * max(difference / norm for norm, difference in norms.values())
+    noise = max(difference / norm for norm, difference in norms.values())
+    tolerance = GRADIENT_FACTOR * noise
     loss, gradients, image_gradient = loss_and_gradients(name, torch.float32, backend)
     assert loss == pytest.approx(file['loss_f64'], rel=tolerance)
     assert max(relative_errors(gradients, stored).values()) <= tolerance
@@ -154,7 +160,7 @@ def test_gradients(name, backend):
     assert difference <= tolerance * np.linalg.norm(stored['grad_image_f64'])
     assert gradients.keys() == norms.keys()
     for key, (norm, _) in norms.items():
-        assert np.linalg.norm(gradients[key]) == pytest.approx(norm, rel=tolerance), key
+        assert np.linalg.norm(gradients[key]) == pytest.approx(norm, rel=NORM_FACTOR * noise), key
 
 
 @pytest.mark.parametrize('backend', BACKENDS)

@@ -35,17 +35,16 @@ def test_found_under_the_default_scope_of_a_library(library):
         assert type(models.build(dict(type='internimage_mm.InternImage', arch='t'))) is InternImage
 
 
-@pytest.mark.parametrize('library', LIBRARIES)
-def test_scoped_name_needs_no_import(library):
-    code = f'''
+def test_scoped_name_needs_no_import():
+    code = """
 import sys
 import torch
-from {library}.registry import MODELS
+from mmengine.registry import MODELS
 assert not any(m.startswith(('internimage_mm', 'ops_dcnv3')) for m in sys.modules)
 with torch.device('meta'):
     model = MODELS.build(dict(type='internimage_mm.InternImage', arch='tiny'))
 print(type(model).__module__, sum(p.numel() for p in model.parameters()))
-'''
+"""
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     # Number of parameters: golden file full_T.

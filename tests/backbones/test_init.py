@@ -1,0 +1,154 @@
+"""How the weights start, and ``init_cfg``. tests/checkpoint has every layout and every error."""
+
+import math
+
+import pytest
+import torch
+from backbones.helpers import golden, images, tiny
+from golden.deterministic_weights import tensor_for
+from mmengine.config import ConfigDict
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import nn
+from torch.nn import functional as F
+
+from internimage_mm import InternImage
+from ops_dcnv3 import DCNv3
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return tiny(
+        channels=32,
+        layer_scale=0.5,
+        res_post_norm=True,
+        center_feature_scale=True,
+        dw_kernel_size=5,
+    )
+
+
+def start(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def test_zero_offsets_masks_and_centre_weights(model):
+    layers = [m for m in model.modules() if isinstance(m, DCNv3)]
+    assert len(layers) == sum(model.depths)
+    for layer in layers:
+        for parameter in (
+            *layer.offset.parameters(),
+            *layer.mask.parameters(),
+            layer.center_feature_scale_proj_weight,
+            layer.center_feature_scale_proj_bias,
+        ):
+            assert not parameter.any()
+
+
+def test_distributions(model):
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            assert not module.bias.any(), name
+        if isinstance(module, nn.Linear) and '.mlp.' in name:
+            # Standard error of a standard deviation over n samples: std / sqrt(2 n).
+            deviation = 0.02 / math.sqrt(2 * module.weight.numel())
+            assert module.weight.std().item() == pytest.approx(0.02, abs=5 * deviation), name
+        if name.endswith(('input_proj', 'output_proj')):
+            bound = math.sqrt(6 / (2 * module.in_features))
+            assert 0.95 * bound < module.weight.abs().max() <= bound, name
+        if isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all() and not module.bias.any(), name
+            assert module.eps == 1e-6
+    gammas = [p for k, p in model.named_parameters() if 'gamma' in k]
+    assert len(gammas) == 2 * sum(model.depths)
+    assert all((gamma == 0.5).all() for gamma in gammas)
+
+
+def test_layer_starts_as_a_mean_over_the_3x3_neighbourhood():
+    layer = DCNv3(8, group=2)
+    x = images(2, 5, 7, 8)
+    value = layer.input_proj(x).permute(0, 3, 1, 2)
+    mean = F.avg_pool2d(value, 3, stride=1, padding=1, count_include_pad=True)
+    torch.testing.assert_close(layer(x), layer.output_proj(mean.permute(0, 2, 3, 1)))
+
+
+def test_init_weights_without_a_checkpoint_changes_nothing(model):
+    before = start(model)
+    model.init_weights()
+    model.init_weights()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_other_init_cfg_is_that_of_mmengine():
+    model = tiny(init_cfg=dict(type='Constant', layer='Conv2d', val=0.25))
+    model.init_weights()
+    assert (model.patch_embed.conv1.weight == 0.25).all()
+    assert not model.levels[0].blocks[0].dcn.offset.weight.any()
+
+
+# ---- init_cfg=dict(type='Pretrained') -----------------------------------------------------------
+
+
+def official_weights(name):
+    return {k: torch.from_numpy(tensor_for(k, s, t)) for k, s, t in golden(name)['keys']}
+
+
+LAYOUTS = {
+    'model': lambda w: {'model': {**w, 'head.weight': torch.ones(1)}, 'epoch': 299},
+    'state_dict': lambda w: {
+        'state_dict': {f'backbone.{k}': v for k, v in w.items()}
+        | {'decode_head.conv_seg.weight': torch.ones(1)},
+        'meta': {},
+    },
+    'hugging_face': lambda w: {
+        f'model.{k.replace("gamma", "layer_scale")}': v for k, v in w.items()
+    },
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('name', ['l_like', 'h_like'])
+def test_pretrained(tmp_path, name, layout):
+    weights = official_weights(name)
+    torch.save(LAYOUTS[layout](weights), tmp_path / 'w.pth')
+
+    class Detector(BaseModule):
+        """Initialised as by mmengine's runner: through ``init_weights`` of the whole model."""
+
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone = MODELS.build(backbone)
+
+    config = ConfigDict(
+        type='InternImage',
+        **golden(name)['config'],
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth')),
+    )
+    detector = Detector(config)
+    detector.init_weights()
+    state = detector.backbone.state_dict()
+    assert list(state) == list(weights)
+    for key, value in weights.items():
+        assert torch.equal(state[key], value), key
+
+
+def test_checkpoint_of_another_variant_names_missing_keys(tmp_path):
+    torch.save({'model': official_weights('l_like')}, tmp_path / 'l.pth')
+    model = InternImage(
+        **golden('h_like')['config'],
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'l.pth')),
+    )
+    before = start(model)
+    missing = before.keys() - official_weights('l_like').keys()
+    with pytest.raises(ValueError) as error:
+        model.init_weights()
+    message = str(error.value)
+    assert f'{len(missing)} of {len(before)} weights of the model are missing' in message
+    assert any(key in message for key in missing)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_missing_file(tmp_path):
+    model = tiny(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'none.pth')))
+    with pytest.raises(FileNotFoundError, match=r'none\.pth'):
+        model.init_weights()
