@@ -12,10 +12,12 @@ PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out classic,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TORCH := 2.13.0
-TORCHVISION := 0.28.0
-# A constraint file, so that no package can bring another setuptools than mmcv and openmim work with.
+MMCV = $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
+# For every pip below: no package may bring another torch or setuptools.
 export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
+# Threads that wait shall sleep: spinning ones, the default, take the cores from one another as soon
+# as anything else runs, which was measured to cost a factor of ten.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 ifeq ($(wildcard requirements/$(STACK).txt),)
 $(error STACK must be classic or onedl, got $(STACK))
@@ -47,14 +49,14 @@ $(VENV)/package.stamp: $(VENV)/stack.stamp setup.py pyproject.toml $(shell find 
 $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet setuptools wheel ninja hatchling
-	$(PIP) install --quiet torch==$(TORCH)
-	MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation -r requirements/$(STACK).txt
-	@$(BIN)/python -c 'import mmcv.ops' || { echo 'pip had an mmcv without operators in its cache; building it anew'; \
-	  MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation --no-deps --no-cache-dir --force-reinstall $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt); }
+	$(PIP) install --quiet setuptools wheel ninja torch
+	MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation -c requirements/$(STACK).txt $(MMCV)
+	@$(BIN)/python -c 'import mmcv.ops' || { \
+	  echo 'pip had an mmcv without operators in its cache; building it anew'; \
+	  MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV); }
+	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt
 # Without dependencies: torchvision would replace torch, openmim downgrade half of the environment.
-	$(PIP) install --quiet --no-deps torchvision==$(TORCHVISION) openmim==0.3.9
-	$(PIP) install --quiet -r requirements/mim.txt -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9
 # The same OpenCV without its windows, which need system libraries that a server lacks.
 	$(PIP) install --quiet --no-deps --force-reinstall $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt)
 	$(BIN)/python -c 'import cv2, mmcv.ops, mmdet, mmseg'

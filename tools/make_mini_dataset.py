@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         '--out', type=Path, default=Path('data'), help='folder for mini_coco/ and mini_ade20k/'
     )
     parser.add_argument(
-        '--num-train', type=int, default=600, help='training images in each data set'
+        '--num-train', type=int, default=1600, help='training images in each data set'
     )
     parser.add_argument(
         '--num-val', type=int, default=100, help='validation images in each data set'

@@ -17,7 +17,7 @@ palette = [
 metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_coco/'
 depths = [1, 1, 2, 1]
-max_epochs = 8
+max_epochs = 3
 
 model = dict(
     backbone=dict(

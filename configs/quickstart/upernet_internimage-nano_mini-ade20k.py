@@ -20,7 +20,7 @@ metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_ade20k'
 crop_size = (128, 128)
 depths = [1, 1, 2, 1]
-max_iters = 1400
+max_iters = 1500
 norm_cfg = dict(type='BN', requires_grad=True)
 
 model = dict(
@@ -89,7 +89,7 @@ test_evaluator = val_evaluator
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-default_hooks = dict(checkpoint=dict(interval=max_iters // 4))
+default_hooks = dict(checkpoint=dict(interval=max_iters // 3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, begin=0, end=max_iters, eta_min=0.0, by_epoch=False),

@@ -49,7 +49,7 @@ _FOLDERS = {'train': 'training', 'val': 'validation'}
 
 def make_mini_ade20k(
     root: str | Path,
-    num_train: int = 600,
+    num_train: int = 1600,
     num_val: int = 100,
     seed: int = 0,
     *,

@@ -38,7 +38,7 @@ _FILLS = ('plain', 'gradient', 'stripes', 'checker', 'dots', 'clouds')
 
 def make_mini_coco(
     root: str | Path,
-    num_train: int = 600,
+    num_train: int = 1600,
     num_val: int = 100,
     seed: int = 0,
     *,
