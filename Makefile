@@ -13,6 +13,11 @@ VENV ?= .venv$(if $(filter-out classic,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MMCV = $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
+# The same OpenCV without its windows, which need system libraries that a server lacks.
+HEADLESS = $(PIP) install --quiet --no-deps --force-reinstall \
+  $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt)
+# torch looks for ninja here, and compiles mmcv on one core without it.
+export PATH := $(abspath $(BIN)):$(PATH)
 # For every pip below: no package may bring another torch or setuptools.
 export PIP_CONSTRAINT := $(CURDIR)/requirements/constraints.txt
 # Threads that wait shall sleep: spinning ones, the default, take the cores from one another as soon
@@ -51,14 +56,14 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet setuptools wheel ninja torch
 	MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation -c requirements/$(STACK).txt $(MMCV)
+	$(HEADLESS)
 	@$(BIN)/python -c 'import mmcv.ops' || { \
 	  echo 'pip had an mmcv without operators in its cache; building it anew'; \
 	  MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV); }
 	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt
 # Without dependencies: torchvision would replace torch, openmim downgrade half of the environment.
 	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9
-# The same OpenCV without its windows, which need system libraries that a server lacks.
-	$(PIP) install --quiet --no-deps --force-reinstall $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt)
+	$(HEADLESS)
 	$(BIN)/python -c 'import cv2, mmcv.ops, mmdet, mmseg'
 	@touch $@
 

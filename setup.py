@@ -29,11 +29,20 @@ EXTENSION = Extension(
 
 
 def has_compiler() -> bool:
-    """Whether a C++ compiler is there, as distutils or CXX name it."""
+    """Whether a C++ compiler is there; if it is not Python's own, setuptools is told which."""
     if sys.platform == 'win32':
         return True  # setuptools finds MSVC outside PATH and says itself when it does not
-    names = [os.environ.get('CXX'), sysconfig.get_config_var('CXX'), 'c++', 'g++', 'clang++']
-    return any(name and shutil.which(name.split()[0]) for name in names)
+
+    def found(command):
+        return bool(command) and shutil.which(command.split()[0]) is not None
+
+    if found(os.environ.get('CXX') or sysconfig.get_config_var('CXX')):
+        return True
+    for name in ('c++', 'g++', 'clang++'):
+        if found(name):
+            os.environ['CC'] = os.environ['CXX'] = name
+            return True
+    return False
 
 
 def torch_build_ext():
@@ -57,7 +66,7 @@ def torch_build_ext():
             super().finalize_options()
             self.parallel = self.parallel or min(os.cpu_count() or 1, 8)
 
-    settings = CppExtension('unused', sources=[])
+    settings = CppExtension('unused', sources=[], py_limited_api=True)
     macros = [('Py_LIMITED_API', '0x030A0000')]
     if sys.platform == 'win32':
         flags = ['/O2', '/std:c++17', '/fp:precise']

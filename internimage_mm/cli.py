@@ -159,10 +159,11 @@ def _check_exists(path: str, split: str) -> None:
 
 
 def _data_hint(path: str) -> str:
-    path = path.lower()
-    if 'mini' in path:
+    folders = set(Path(path.lower()).parts)
+    if folders & {'mini_coco', 'mini_ade20k'}:
         return 'make it with: python tools/make_mini_dataset.py'
-    readme = 'ade20k' if 'ade' in path else 'coco' if 'coco' in path else None
+    ade, coco = {'ade', 'ade20k', 'adechallengedata2016'}, {'coco', 'coco2017'}
+    readme = 'ade20k' if folders & ade else 'coco' if folders & coco else None
     where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''
     return f'{where}set the data_root of the config to where your copy lies'
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,11 @@ def dcnv3(
     dilations = pair('dilation', dilation, minimum=1)
     if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
         raise ValueError(f'remove_center needs an odd kernel_size, got {kernel_size!r}')
+    if not isinstance(offset_scale, (int, float)) or not math.isfinite(offset_scale):
+        raise ValueError(f'offset_scale must be a finite number, got {offset_scale!r}')
+    for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')
     offset, mask = _promote_under_autocast(input, offset, mask)
     _check_tensors(input, offset, mask)
 
@@ -111,8 +118,6 @@ def dcnv3(
 
 def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cast offset and mask to the dtype of input where autocast has made them differ."""
-    if not isinstance(input, Tensor):
-        return offset, mask
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return offset.to(input.dtype), mask.to(input.dtype)
@@ -121,8 +126,6 @@ def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tupl
 
 def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> None:
     for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')
         if tensor.dim() != 4:
             raise ValueError(
                 f'{name} must have 4 dimensions (N, H, W, C), got shape {tuple(tensor.shape)}'

@@ -54,7 +54,7 @@ def run_tool(name: str, *arguments: object) -> None:
 
 
 def save_untrained(config: Path, path: Path) -> None:
-    """Write the weights that training starts from as a checkpoint."""
+    """Write a model with random weights as a checkpoint."""
     cfg = load_config(str(config), work_dir=str(path.parent))
     cfg.log_level = 'WARNING'
     runner = InternImageRunner.from_cfg(cfg)

@@ -77,11 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         cfg.auto_scale_lr.enable = True
     check_data(cfg, 'train', 'val')
     if args.resume == 'auto':
-        cfg.load_from = latest_checkpoint(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
-        print(
-            f'resuming from {cfg.load_from}' if cfg.resume else 'no checkpoint yet, starting anew'
-        )
+        # Without one yet, a load_from of the config stays in force.
+        if (checkpoint := latest_checkpoint(cfg.work_dir)) is not None:
+            cfg.resume, cfg.load_from = True, checkpoint
+        print(f'resuming from {checkpoint}' if checkpoint else 'no checkpoint yet, starting anew')
     elif args.resume:
         cfg.resume, cfg.load_from = True, args.resume
     InternImageRunner.from_cfg(cfg).train()

@@ -7,6 +7,8 @@ from torch import Tensor
 
 # Where releases keep the weights: mmengine and mmcv, the official classification code, DeepSpeed.
 _CONTAINERS = ('state_dict', 'model', 'module')
+# Of joint pre-trainings: where the image model is among other branches.
+_BRANCHES = ('student.', 'dcnv3.')
 
 
 def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
@@ -15,8 +17,10 @@ def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
     Knows the dicts of official classification (``model``), detection and segmentation
     (``state_dict``) releases, of mmengine, DeepSpeed (``module``), and bare state dicts; strips the
     ``module.`` of distributed training; turns the Hugging Face names (``model.`` in front,
-    ``layer_scale1/2`` for ``gamma1/2``) into the official ones; drops the ``ema_*`` copies that the
-    old EMA hook left in the released Cascade checkpoints (there the plain names hold the averages).
+    ``layer_scale1/2`` for ``gamma1/2``) into the official ones; takes the ``student.`` of a
+    distillation and the image branch ``dcnv3.`` of M3I pre-training; drops the ``ema_*`` copies
+    that the old EMA hook left in the released Cascade checkpoints (there the plain names hold the
+    averages).
 
     Args:
         checkpoint: What :func:`read_checkpoint` returns. It is not changed.
@@ -32,6 +36,13 @@ def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
         state_dict = state_dict[inner]
     state_dict = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
     state_dict = _strip_if_everywhere(state_dict, 'module.')
+    for branch in _BRANCHES:
+        if f'{branch}patch_embed.conv1.weight' in state_dict:
+            state_dict = {
+                k.removeprefix(branch): v
+                for k, v in state_dict.items()
+                if k.startswith((branch, 'clip_projector.', 'dcnv3_head_'))
+            }
     if state_dict and all(k.startswith('model.') for k in state_dict):
         state_dict = {
             re.sub(r'\.layer_scale([12])$', r'.gamma\1', k.removeprefix('model.')): v

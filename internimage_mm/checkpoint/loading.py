@@ -13,7 +13,6 @@ from .reader import CheckpointError, read_checkpoint
 # What official classification checkpoints hold besides the backbone.
 _CLASSIFIER = (
     *('head.', 'conv_head.', 'fc_norm.', 'clip_projector.', 'dcnv3_head_x3.', 'dcnv3_head_x4.'),
-    'mask_token',
 )
 _SHOWN = 4  # keys named in a message
 

@@ -103,6 +103,8 @@ def _read_torch(path: str, name: str, map_location: Any) -> Any:
     try:
         with torch.serialization.safe_globals(_ALLOWED):
             return torch.load(path, map_location=map_location, weights_only=True)
+    except MemoryError:
+        raise
     except Exception as exc:
         # A damaged file surfaces as any of a dozen exception types, from KeyError to RuntimeError.
         reason = str(exc) or type(exc).__name__

@@ -18,24 +18,20 @@ namespace {
 using at::Tensor;
 using dcnv3::Problem;
 
-// Elements between neighbouring pixels if (N, H, W, C) is dense up to its last dimension, else 0.
+// Elements between neighbouring pixels if (N, H, W, C) has one such number for all and a dense last
+// dimension, else 0. Broadcast dimensions (stride 0) have none.
 int64_t pixel_stride(const Tensor& tensor) {
   if (tensor.numel() == 0) return tensor.size(3);
-  int64_t expected = 0;
+  if (tensor.size(3) > 1 && tensor.stride(3) != 1) return 0;
+  int64_t pixel = 0;  // not known before the first dimension that is longer than 1
+  int64_t pixels = 1;
   for (int dim = 2; dim >= 0; --dim) {
     if (tensor.size(dim) == 1) continue;
-    if (expected == 0) {
-      int64_t inner = 1;
-      for (int d = dim + 1; d < 3; ++d) inner *= tensor.size(d);
-      if (tensor.stride(dim) % inner != 0) return 0;
-      expected = tensor.stride(dim) / inner;
-    }
-    int64_t inner = 1;
-    for (int d = dim + 1; d < 3; ++d) inner *= tensor.size(d);
-    if (tensor.stride(dim) != expected * inner) return 0;
+    if (pixels == 1) pixel = tensor.stride(dim);
+    if (pixel < tensor.size(3) || tensor.stride(dim) != pixel * pixels) return 0;
+    pixels *= tensor.size(dim);
   }
-  if (tensor.size(3) > 1 && tensor.stride(3) != 1) return 0;
-  return expected == 0 ? tensor.size(3) : expected;
+  return pixels == 1 ? tensor.size(3) : pixel;
 }
 
 // The tensor as the kernels can read it, and its pixel stride.

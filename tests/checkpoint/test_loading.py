@@ -46,7 +46,6 @@ CLASSIFIER = {
     'clip_projector.cross_dcn.q_bias': torch.ones(1),
     'dcnv3_head_x3.weight': torch.ones(1),
     'dcnv3_head_x4.0.weight': torch.ones(1),
-    'mask_token': torch.ones(1),
 }
 DETECTOR = {
     'neck.lateral_convs.0.conv.weight': torch.ones(1),
@@ -74,6 +73,23 @@ LAYOUTS = {
     'detector': lambda w: {'state_dict': {**prefixed(w, 'backbone.'), **DETECTOR}, 'meta': {}},
     'distributed': lambda w: {
         'state_dict': prefixed({**prefixed(w, 'backbone.'), **DETECTOR}, 'module.')
+    },
+    'distillation': lambda w: {
+        'model': {
+            **prefixed({**w, **CLASSIFIER}, 'student.'),
+            **prefixed({k: v + 1 for k, v in w.items()}, 'teacher.'),
+            'student_proj.weight': torch.zeros(2, 2),
+        }
+    },
+    'm3i': lambda w: {
+        'module': {
+            'mask_token': torch.zeros(1, 1, 8),
+            **prefixed(w, 'dcnv3.'),
+            'dcnv3_head_x3.bias': torch.zeros(4),
+            'clip_projector.norm1_q.0.bias': torch.zeros(4),
+            'mm_dcnv3.levels.0.norm.0.bias': torch.zeros(4),
+            'text_encoder.weight': torch.zeros(4, 4),
+        }
     },
     'hugging_face': lambda w: hugging_face({**w, **CLASSIFIER}),
     'old_ema_hook': lambda w: {

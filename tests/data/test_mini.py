@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
 
@@ -210,6 +211,21 @@ class TestAde20k:
         assert share[len(MINI_ADE20K_CLASSES) + 1 :].sum() == 0
         assert share[1 : len(MINI_ADE20K_CLASSES) + 1].min() > 0.01
         assert 0.002 < share[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    ('config', 'classes', 'palette'),
+    [
+        ('mask-rcnn_internimage-nano_mini-coco', MINI_COCO_CLASSES, MINI_COCO_PALETTE),
+        ('upernet_internimage-nano_mini-ade20k', MINI_ADE20K_CLASSES, MINI_ADE20K_PALETTE),
+    ],
+)
+def test_quickstart_configs_name_the_classes_in_order(config, classes, palette):
+    path = Path(__file__).parents[2] / 'configs' / 'quickstart' / f'{config}.py'
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        assert loader.dataset.metainfo.classes == classes
+        assert loader.dataset.metainfo.palette == list(palette)
 
 
 def coco_mean_colours(root, split):

@@ -29,6 +29,9 @@ def tensors(channels=8, groups=2, size=(1, 4, 5), points=9):
         (dict(kernel_size=2, remove_center=True), ValueError, r'odd kernel_size, got 2'),
         (dict(kernel_size=1, remove_center=True, padding=0), ValueError, r'leaves no point'),
         (dict(kernel_size=9), ValueError, r'4x5 pixels.*output of -2x-1'),
+        (dict(offset_scale=float('nan')), ValueError, r'offset_scale must be a finite .*got nan'),
+        (dict(offset_scale='2'), ValueError, r"offset_scale must be a finite .*got '2'"),
+        (dict(offset=None), TypeError, r'offset must be a torch.Tensor, got NoneType'),
         (dict(input=torch.zeros(4, 5, 8)), ValueError, r'input must have 4 dim.*\(4, 5, 8\)'),
         (dict(input=None), TypeError, r'input must be a torch.Tensor, got NoneType'),
         (

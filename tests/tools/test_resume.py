@@ -156,6 +156,18 @@ def test_nothing_to_resume_starts_anew(tmp_path, segmentor_config, capsys):
     assert names(tmp_path) == ['iter_1.pth']
 
 
+def test_nothing_to_resume_keeps_load_from(three_iterations, segmentor_config):
+    """A fine-tuning that is always started with --resume begins with its pre-trained weights."""
+    pretrained, tuned = three_iterations / 'iter_3.pth', three_iterations / 'tuned'
+    run_tool(
+        'train', segmentor_config, '--work-dir', tuned, '--resume',
+        options=['train_cfg.max_iters=1', f'load_from={pretrained}'],
+    )  # fmt: skip
+    log = next(tuned.glob('*/*.log')).read_text()
+    assert f'Load checkpoint from {pretrained}' in log
+    assert names(tuned) == ['iter_1.pth']
+
+
 def test_resume_by_name(three_iterations, segmentor_config):
     work_dir = three_iterations
     run_tool(

@@ -315,6 +315,7 @@ template <typename S>
 inline void locate(const Problem& problem, int64_t count, const Points<S>& points) {
   const S width = S(problem.width), height = S(problem.height);
   const int32_t row = int32_t(problem.width);
+  const int32_t last_column = row - 1, last_row = int32_t(problem.height) - 1;
   S* __restrict__ fraction_x = points.fraction_x;
   S* __restrict__ fraction_y = points.fraction_y;
   const S* __restrict__ mask = points.mask;
@@ -329,12 +330,13 @@ inline void locate(const Problem& problem, int64_t count, const Points<S>& point
     S x = fraction_x[p], y = fraction_y[p];
     // False for NaN, which so becomes a point outside.
     const bool counts = (x > S(-1)) & (x < width) & (y > S(-1)) & (y < height);
-    const bool inside = (x >= S(0)) & (x < width - 1) & (y >= S(0)) & (y < height - 1);
     x = counts ? x : S(0);
     y = counts ? y : S(0);
     int32_t x0 = int32_t(x), y0 = int32_t(y);
     x0 -= x < S(x0) ? 1 : 0;  // floor
     y0 -= y < S(y0) ? 1 : 0;
+    // In integers: sides beyond 2^24 have no exact float.
+    const bool inside = counts & (x0 >= 0) & (x0 < last_column) & (y0 >= 0) & (y0 < last_row);
     const S fx = x - S(x0), fy = y - S(y0);
     const S gx = S(1) - fx, gy = S(1) - fy;
     w0[p] = mask[p] * (gy * gx);

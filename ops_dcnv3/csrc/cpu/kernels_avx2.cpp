@@ -1,4 +1,4 @@
-// AVX2. The standard headers come before the pragma, or inline functions of theirs would be
+// AVX2. The headers come before the pragma, or inline functions of theirs would be
 // compiled for AVX2 and could replace, at link time, the ones that other files use.
 #ifdef DCNV3_X86_DISPATCH
 #include <algorithm>
@@ -7,6 +7,8 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
+
+#include "dcnv3_cpu.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
