@@ -22,7 +22,7 @@ MIM_FILES = ('configs', 'tools', 'model-index.yml')
 EXTENSION = Extension(
     'ops_dcnv3._C',
     sources=[str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.cpp'))],
-    depends=[str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.h'))],
+    depends=['setup.py', *(str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.h')))],
     language='c++',
     py_limited_api=True,
 )
@@ -75,6 +75,10 @@ def torch_build_ext():
         flags = ['-O3', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-g0']
         flags += ['-Wall', '-Wextra']
         flags += os.environ.get('OPS_DCNV3_CXXFLAGS', '').split()
+        if sys.platform == 'linux':
+            # at::parallel_for is a header; without the flag it runs on one thread, silently.
+            flags.append('-fopenmp')
+            EXTENSION.extra_link_args = ['-fopenmp']
         if platform.machine().lower() in ('x86_64', 'amd64'):
             macros.append(('DCNV3_X86_DISPATCH', '1'))
     # torch's headers are not ours to warn about

@@ -43,7 +43,10 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[list[Ten
         return torch.randn(batch, height, width, *size, generator=rng)
 
     mask = normal(groups, 9).softmax(-1).flatten(3)
-    tensors = [normal(groups * channels), normal(groups * 18), mask, normal(groups * channels)]
+    # Away from integer positions, where rounding decides on which side of the jump a gradient is.
+    offset = normal(groups * 18)
+    offset = offset.floor() + 0.1 + 0.8 * offset.frac().abs()
+    tensors = [normal(groups * channels), offset, mask, normal(groups * channels)]
     tensors = [tensor.to(device, dtype) for tensor in tensors]
     return [tensor.requires_grad_() for tensor in tensors[:3]], tensors[3]
 

@@ -329,14 +329,17 @@ inline void locate(const Problem& problem, int64_t count, const Points<S>& point
   for (int64_t p = 0; p < count; ++p) {
     S x = fraction_x[p], y = fraction_y[p];
     // False for NaN, which so becomes a point outside.
-    const bool counts = (x > S(-1)) & (x < width) & (y > S(-1)) & (y < height);
-    x = counts ? x : S(0);
-    y = counts ? y : S(0);
+    // As integers and not as bool, which GCC does not vectorise here.
+    const int32_t counts =
+        (x > S(-1) ? 1 : 0) & (x < width ? 1 : 0) & (y > S(-1) ? 1 : 0) & (y < height ? 1 : 0);
+    x = counts != 0 ? x : S(0);
+    y = counts != 0 ? y : S(0);
     int32_t x0 = int32_t(x), y0 = int32_t(y);
     x0 -= x < S(x0) ? 1 : 0;  // floor
     y0 -= y < S(y0) ? 1 : 0;
     // In integers: sides beyond 2^24 have no exact float.
-    const bool inside = counts & (x0 >= 0) & (x0 < last_column) & (y0 >= 0) & (y0 < last_row);
+    const int32_t inside = counts & (x0 >= 0 ? 1 : 0) & (x0 < last_column ? 1 : 0) &
+                           (y0 >= 0 ? 1 : 0) & (y0 < last_row ? 1 : 0);
     const S fx = x - S(x0), fy = y - S(y0);
     const S gx = S(1) - fx, gy = S(1) - fy;
     w0[p] = mask[p] * (gy * gx);
@@ -347,19 +350,16 @@ inline void locate(const Problem& problem, int64_t count, const Points<S>& point
     fraction_y[p] = fy;
     left[p] = x0;
     top[p] = y0;
-    pixel[p] = inside ? y0 * row + x0 : (counts ? kBorder : kOutside);
+    const int32_t otherwise = counts != 0 ? kBorder : kOutside;
+    pixel[p] = inside != 0 ? y0 * row + x0 : otherwise;
   }
 }
 
-// Call visit(corner, pixel index) for the corners of a border point that are in the image.
-template <typename Visit>
-inline void border_corners(const Problem& problem, int32_t left, int32_t top, Visit visit) {
-  for (int c = 0; c < 4; ++c) {
-    const int64_t x = int64_t(left) + (c & 1), y = int64_t(top) + (c >> 1);
-    if (x >= 0 && x < problem.width && y >= 0 && y < problem.height) {
-      visit(c, y * problem.width + x);
-    }
-  }
+// Index of corner c of a border point, or -1 if it is outside the image.
+inline int64_t border_corner(const Problem& problem, int32_t left, int32_t top, int c) {
+  const int64_t x = int64_t(left) + (c & 1), y = int64_t(top) + (c >> 1);
+  const bool inside = x >= 0 && x < problem.width && y >= 0 && y < problem.height;
+  return inside ? y * problem.width + x : -1;
 }
 
 // Neighbouring pixels of a tile, so that its points stay in the first-level cache.
@@ -392,13 +392,15 @@ inline void sample(const Problem& problem, const Points<S>& points, int64_t firs
         }
       }
     } else if (pixel == kBorder) {
-      border_corners(problem, points.left[p], points.top[p], [&](int c, int64_t corner) {
+      for (int c = 0; c < 4; ++c) {
+        const int64_t corner = border_corner(problem, points.left[p], points.top[p], c);
+        if (corner < 0) continue;
         const S weight = points.weight[c][p];
         for (int v = 0; v < L::kCount; ++v) {
           sum[0][v] += weight * load<Vector>(image + corner * channels + v * L::kWidth,
                                              static_cast<S*>(nullptr));
         }
-      });
+      }
     }
   }
   for (int v = 0; v < L::kCount; ++v) {
@@ -487,8 +489,10 @@ inline void scatter(const Problem& problem, const Points<S>& points, int64_t fir
     if (pixel >= 0) {
       for (int c = 0; c < 4; ++c) corner(p, c, pixel * channels + step[c]);
     } else if (pixel == kBorder) {
-      border_corners(problem, points.left[p], points.top[p],
-                     [&](int c, int64_t at) { corner(p, c, at * channels); });
+      for (int c = 0; c < 4; ++c) {
+        const int64_t at = border_corner(problem, points.left[p], points.top[p], c);
+        if (at >= 0) corner(p, c, at * channels);
+      }
     }
   }
 }
