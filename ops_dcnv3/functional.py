@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -72,7 +70,8 @@ def dcnv3(
     dilations = pair('dilation', dilation, minimum=1)
     if remove_center and (kernel[0] % 2 == 0 or kernel[1] % 2 == 0):
         raise ValueError(f'remove_center needs an odd kernel_size, got {kernel_size!r}')
-    if not isinstance(offset_scale, (int, float)) or not math.isfinite(offset_scale):
+    # Not math.isfinite, which torch.compile cannot trace with dynamic shapes.
+    if not isinstance(offset_scale, (int, float)) or not abs(offset_scale) < float('inf'):
         raise ValueError(f'offset_scale must be a finite number, got {offset_scale!r}')
     for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
         if not isinstance(tensor, Tensor):
