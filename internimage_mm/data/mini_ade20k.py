@@ -30,8 +30,9 @@ MINI_ADE20K_PALETTE = (
     (145, 30, 180),
 )
 
-# Pattern, and smallest and largest B, G, R of the first colour. The spans overlap: like in
-# photographs, colour is a hint, and pattern, outline and place decide.
+# Pattern, and smallest and largest B, G, R of the first colour. Those of the regions
+# overlap; those of the shapes do not, so colour tells the shapes apart: minutes of training
+# on a CPU do not suffice for outline and pattern alone.
 _REGIONS = {
     'wall': ('bricks', (40, 40, 90), (180, 180, 225)),
     'sky': ('clouds', (120, 90, 50), (225, 225, 200)),
