@@ -1,11 +1,13 @@
 """Reading, recognising and loading checkpoints, official ones included.
 
 * :mod:`.reader`: any file or address to the object it holds, with PyTorch's safe loader only.
-* :mod:`.layouts`: that object to a flat state dict in the names of our models.
+* :mod:`.layouts`: that object to a flat state dict.
+* :mod:`.names`, :mod:`.convert`: official names to those of our models, and back.
 * :mod:`.loading`: does the state dict fit the model, and a clear error where it does not.
 """
 
-from .layouts import convert_official, extract_state_dict
+from .convert import convert_official, convert_to_official
+from .layouts import extract_state_dict
 from .loading import check_state_dict, fit_state_dict, load_backbone_checkpoint
 from .reader import CheckpointError, CheckpointNotFoundError, read_checkpoint
 
@@ -14,6 +16,7 @@ __all__ = [
     'CheckpointNotFoundError',
     'check_state_dict',
     'convert_official',
+    'convert_to_official',
     'extract_state_dict',
     'fit_state_dict',
     'load_backbone_checkpoint',

@@ -1,7 +1,7 @@
 """From the layouts in which InternImage weights are published to the names of our models."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -49,29 +49,6 @@ def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
             for k, v in state_dict.items()
         }
     return {k: v for k, v in state_dict.items() if not k.startswith('ema_')}
-
-
-def convert_official(
-    state_dict: dict[str, Tensor], model_keys: Collection[str]
-) -> dict[str, Tensor]:
-    """Rename what today's mmdet and mmseg call differently from the official release's stack.
-
-    Mask R-CNN, Cascade and UperNet kept every name. The only leftover there is the classifier
-    ``decode_head.conv_seg`` that the old base class gave even to decode heads without one; it is
-    dropped where the model has none. Weights in today's names come back unchanged.
-
-    Args:
-        state_dict: Name to tensor of a whole model, as of :func:`extract_state_dict`.
-        model_keys: The names in the model that is to be filled.
-
-    Returns:
-        A new dict.
-    """
-    return {
-        k: v
-        for k, v in state_dict.items()
-        if not k.startswith('decode_head.conv_seg.') or k in model_keys
-    }
 
 
 def _strip_if_everywhere(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from .layouts import convert_official, describe_backbone, extract_state_dict, top_level_names
+from .convert import convert_official
+from .layouts import describe_backbone, extract_state_dict, top_level_names
 from .reader import CheckpointError, read_checkpoint
 
 # What official classification checkpoints hold besides the backbone.
@@ -132,7 +133,7 @@ def fit_state_dict(
         CheckpointError: There is no backbone in the checkpoint, or it does not fit.
     """
     model_state = model.state_dict()
-    state_dict = convert_official(extract_state_dict(checkpoint), model_state)
+    state_dict = convert_official(extract_state_dict(checkpoint))
     name = type(model).__name__
     has_backbone = any(k.startswith('backbone.') for k in model_state)
     if has_backbone and not any(k.startswith('backbone.') for k in state_dict):

@@ -11,7 +11,6 @@ from torch import nn
 from internimage_mm import InternImage
 from internimage_mm.checkpoint import (
     CheckpointError,
-    convert_official,
     extract_state_dict,
     fit_state_dict,
     load_backbone_checkpoint,
@@ -212,14 +211,6 @@ def test_mmengine_names_that_look_like_layouts_are_kept():
     # 'model.' is stripped only if every name has it, 'module.' likewise.
     state_dict = {'model.w': torch.ones(1), 'head.w': torch.ones(1)}
     assert extract_state_dict(state_dict) == state_dict
-
-
-def test_convert_drops_the_unused_classifier_of_old_decode_heads():
-    state_dict = {'decode_head.conv_seg.weight': 1, 'decode_head.query_embed.weight': 2}
-    assert convert_official(state_dict, ['decode_head.query_embed.weight']) == {
-        'decode_head.query_embed.weight': 2
-    }
-    assert convert_official(state_dict, list(state_dict)) == state_dict
 
 
 class Detector(nn.Module):
