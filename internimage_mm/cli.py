@@ -24,6 +24,16 @@ _LIBRARIES = {
     'mmseg': 'mmsegmentation==1.2.2',
     'mmpretrain': 'mmpretrain==1.2.0',
 }
+# Folder in configs whose README says how to get a data set, and the folders that the set is in.
+_README_OF = {
+    'ade20k': {'ade', 'ade20k', 'adechallengedata2016'},
+    'cityscapes': {'cityscapes'},
+    'coco': {'coco', 'coco2017'},
+    'coco-stuff': {'coco_stuff10k', 'coco_stuff164k'},
+    'mapillary': {'mapillary'},
+    'nyu': {'nyu_depth_v2'},
+    'pascal-context': {'voc2010'},
+}
 
 
 class UserError(Exception):
@@ -162,8 +172,7 @@ def _data_hint(path: str) -> str:
     folders = set(Path(path.lower()).parts)
     if folders & {'mini_coco', 'mini_ade20k'}:
         return 'make it with: python tools/make_mini_dataset.py'
-    ade, coco = {'ade', 'ade20k', 'adechallengedata2016'}, {'coco', 'coco2017'}
-    readme = 'ade20k' if folders & ade else 'coco' if folders & coco else None
+    readme = next((name for name, known in _README_OF.items() if folders & known), None)
     where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''
     return f'{where}set the data_root of the config to where your copy lies'
 

@@ -6,16 +6,26 @@ scoped name ``internimage_mm.InternImage`` work without any import: mmengine imp
 ``<scope>.registry`` by itself when it meets an unknown scope.
 """
 
+from importlib.util import find_spec
+
+from mmengine.registry import DATASETS as ROOT_DATASETS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
+
+# What needs one of the libraries is left out where that library is not installed.
+_ROOM_OF_LIBRARY = {'mmseg': 'internimage_mm.seg'}
+_ROOMS = [room for library, room in _ROOM_OF_LIBRARY.items() if find_spec(library)]
 
 MODELS = Registry(
     'model',
     parent=ROOT_MODELS,
     scope='internimage_mm',
-    locations=['internimage_mm.backbones'],
+    locations=['internimage_mm.backbones', *_ROOMS],
 )
+DATASETS = Registry('dataset', parent=ROOT_DATASETS, scope='internimage_mm', locations=_ROOMS)
+TRANSFORMS = Registry('transform', parent=ROOT_TRANSFORMS, scope='internimage_mm', locations=_ROOMS)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS,

@@ -113,7 +113,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     check_data(cfg, 'test')
     if args.show or args.show_dir:
         enable_pictures(cfg, args.show, args.show_dir, args.wait_time)
-    if args.tta:
+    # A config of which only the augmented test is published says so by test_with_tta.
+    if args.tta or cfg.get('test_with_tta', False):
         enable_tta(cfg)
     runner = InternImageRunner.from_cfg(cfg)
     if args.out:

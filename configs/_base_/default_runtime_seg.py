@@ -1,6 +1,6 @@
 default_scope = 'mmseg'
-# Registers the backbone and the layer-decay optimizer constructor.
-custom_imports = dict(imports=['internimage_mm'], allow_failed_imports=False)
+# Registers the backbone, the optimizer constructor and what mmseg lacks for the official models.
+custom_imports = dict(imports=['internimage_mm', 'internimage_mm.seg'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
@@ -20,6 +20,9 @@ env_cfg = dict(
 )
 
 vis_backends = [dict(type='LocalVisBackend')]
+# tools/test.py --tta: averages the softmax maps of the augmentations in tta_pipeline.
+tta_model = dict(type='MeanSoftmaxSegTTA')
+
 visualizer = dict(type='SegLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=False)
 

@@ -1,0 +1,22 @@
+_base_ = [
+    '../_base_/models/upernet_internimage.py',
+    '../_base_/datasets/cityscapes.py',
+    '../_base_/schedules/schedule_160k.py',
+    '../_base_/default_runtime_seg.py',
+]
+
+model = dict(
+    data_preprocessor=dict(size=(512, 1024)),
+    backbone=dict(
+        arch='base',
+        drop_path_rate=0.4,
+        init_cfg=dict(
+            checkpoint='https://huggingface.co/OpenGVLab/InternImage/resolve/main/'
+            'internimage_b_1k_224.pth'
+        ),
+    ),
+    decode_head=dict(in_channels=[112, 224, 448, 896]),
+    auxiliary_head=dict(in_channels=448),
+)
+
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, depths=[4, 4, 21, 4]))

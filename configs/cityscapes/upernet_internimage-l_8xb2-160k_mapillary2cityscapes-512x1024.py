@@ -1,0 +1,29 @@
+_base_ = [
+    '../_base_/models/upernet_internimage.py',
+    '../_base_/datasets/cityscapes_extra.py',
+    '../_base_/schedules/schedule_160k.py',
+    '../_base_/default_runtime_seg.py',
+]
+
+load_from = (
+    'https://huggingface.co/OpenGVLab/InternImage/resolve/main/'
+    'segformer_internimage_l_512x1024_80k_mapillary.pth'
+)
+model = dict(
+    data_preprocessor=dict(size=(512, 1024)),
+    backbone=dict(
+        arch='large',
+        drop_path_rate=0.4,
+        init_cfg=None,
+    ),
+    decode_head=dict(in_channels=[160, 320, 640, 1280]),
+    auxiliary_head=dict(in_channels=640),
+)
+
+optim_wrapper = dict(
+    optimizer=dict(lr=0.00002),
+    paramwise_cfg=dict(num_layers=37, depths=[5, 5, 22, 5], layer_decay_rate=0.94),
+    clip_grad=dict(max_norm=0.1, norm_type=2),
+)
+
+train_cfg = dict(val_interval=4000)

@@ -1,0 +1,19 @@
+_base_ = [
+    '../_base_/models/mask2former_internimage.py',
+    '../_base_/datasets/nyu_depth_v2.py',
+    '../_base_/schedules/schedule_40k.py',
+    '../_base_/default_runtime_seg.py',
+]
+
+num_classes = 40
+model = dict(
+    data_preprocessor=dict(size=(480, 480)),
+    decode_head=dict(
+        num_classes=num_classes, loss_cls=dict(class_weight=[1.0] * num_classes + [0.1])
+    ),
+)
+
+optim_wrapper = dict(
+    optimizer=dict(lr=0.00002),
+    paramwise_cfg=dict(num_layers=50, depths=[6, 6, 32, 6], layer_decay_rate=0.95),
+)
