@@ -15,7 +15,7 @@ from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import Registry
 
 # What needs one of the libraries is left out where that library is not installed.
-_ROOM_OF_LIBRARY = {'mmseg': 'internimage_mm.seg'}
+_ROOM_OF_LIBRARY = {'mmdet': 'internimage_mm.det', 'mmseg': 'internimage_mm.seg'}
 _ROOMS = [room for library, room in _ROOM_OF_LIBRARY.items() if find_spec(library)]
 
 MODELS = Registry(

@@ -1,6 +1,6 @@
 default_scope = 'mmdet'
-# Registers the backbone and the layer-decay optimizer constructor.
-custom_imports = dict(imports=['internimage_mm'], allow_failed_imports=False)
+# Registers the backbones, the layer-decay optimizer constructor and the parts for mmdet.
+custom_imports = dict(imports=['internimage_mm', 'internimage_mm.det'], allow_failed_imports=False)
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),

@@ -1,3 +1,4 @@
+from .cb_internimage import CBInternImage
 from .internimage import InternImage
 
-__all__ = ['InternImage']
+__all__ = ['CBInternImage', 'InternImage']

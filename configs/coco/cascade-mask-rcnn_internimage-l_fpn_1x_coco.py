@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/cascade-mask-rcnn_internimage_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/schedule_1x.py',
+    '../_base_/default_runtime_det.py',
+]
+
+optim_wrapper = dict(paramwise_cfg=dict(num_layers=37, depths=[5, 5, 22, 5], layer_decay_rate=0.94))

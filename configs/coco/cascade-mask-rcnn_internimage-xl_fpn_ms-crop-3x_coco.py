@@ -1,0 +1,26 @@
+_base_ = [
+    '../_base_/models/cascade-mask-rcnn_internimage_fpn.py',
+    '../_base_/datasets/coco_instance_ms-crop.py',
+    '../_base_/schedules/schedule_3x_ema.py',
+    '../_base_/default_runtime_det.py',
+]
+
+model = dict(
+    backbone=dict(
+        arch='xlarge',
+        drop_path_rate=0.6,
+        init_cfg=dict(
+            checkpoint='https://huggingface.co/OpenGVLab/InternImage/resolve/main/'
+            'internimage_xl_22k_192to384.pth'
+        ),
+    ),
+    neck=dict(in_channels=[192, 384, 768, 1536]),
+)
+
+# offset_lr_scale is a setting of the official config without effect: it acts on the sampling
+# offsets of deformable attention, of which there are none.
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        num_layers=39, depths=[5, 5, 24, 5], layer_decay_rate=0.9, offset_lr_scale=0.01
+    )
+)
