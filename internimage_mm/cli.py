@@ -30,6 +30,8 @@ _README_OF = {
     'cityscapes': {'cityscapes'},
     'coco': {'coco', 'coco2017'},
     'coco-stuff': {'coco_stuff10k', 'coco_stuff164k'},
+    'imagenet': {'imagenet'},
+    'inaturalist2018': {'inat2018'},
     'mapillary': {'mapillary'},
     'nyu': {'nyu_depth_v2'},
     'pascal-context': {'voc2010'},
@@ -154,7 +156,9 @@ def _paths_of(dataset: dict) -> Iterator[str]:
     root = dataset.get('data_root') or ''
     if root:
         yield root
-    for part in (dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()):
+    prefixes = dataset.get('data_prefix') or dataset.get('split') or {}  # mmpretrain: one folder
+    prefixes = [prefixes] if isinstance(prefixes, str) else prefixes.values()
+    for part in (dataset.get('ann_file'), *prefixes):
         if part:
             yield osp.join(root, part)
 

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from .convert import convert_official
+from .imagenet_22k import take_1k_of_22k
 from .layouts import describe_backbone, extract_state_dict, top_level_names
 from .reader import CheckpointError, read_checkpoint
 
@@ -134,6 +135,7 @@ def fit_state_dict(
     """
     model_state = model.state_dict()
     state_dict = convert_official(extract_state_dict(checkpoint))
+    state_dict = take_1k_of_22k(state_dict, model_state, source)
     name = type(model).__name__
     has_backbone = any(k.startswith('backbone.') for k in model_state)
     if has_backbone and not any(k.startswith('backbone.') for k in state_dict):

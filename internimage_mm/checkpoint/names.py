@@ -240,6 +240,8 @@ _CLASSIFIER: Rows = (
         'neck.',
     ),
     ('head.{p}', 'head.fc.{p}'),
+    # The metadata branch of iNaturalist 2018.
+    *_same('', ('meta_head.{p}', 'meta_norm.{p}', 'meta_head_1.{x}', 'meta_head_2.{x}'), 'head.'),
 )
 
 _DINO_MARKS = ('bbox_head.transformer.level_embeds', 'memory_trans_fc.weight')

@@ -1,3 +1,9 @@
+from .cls_layer_decay import ClassificationLayerDecayOptimizerConstructor
 from .layer_decay import CustomLayerDecayOptimizerConstructor
+from .schedules import WarmupCosineLR
 
-__all__ = ['CustomLayerDecayOptimizerConstructor']
+__all__ = [
+    'ClassificationLayerDecayOptimizerConstructor',
+    'CustomLayerDecayOptimizerConstructor',
+    'WarmupCosineLR',
+]

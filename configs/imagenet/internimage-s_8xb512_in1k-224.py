@@ -1,0 +1,14 @@
+_base_ = [
+    '../_base_/models/internimage_conv-pooling.py',
+    '../_base_/datasets/imagenet_224.py',
+    '../_base_/schedules/imagenet_300e.py',
+    '../_base_/default_runtime_cls.py',
+]
+
+model = dict(
+    backbone=dict(arch='small', layer_scale=1e-5, drop_path_rate=0.4),
+    neck=dict(in_channels=640, out_channels=960),
+    head=dict(in_channels=960),
+    # Mixup or CutMix, each with probability 0.5.
+    train_cfg=dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]),
+)
