@@ -4,12 +4,14 @@
 * :mod:`.layouts`: that object to a flat state dict.
 * :mod:`.names`, :mod:`.convert`: official names to those of our models, and back.
 * :mod:`.loading`: does the state dict fit the model, and a clear error where it does not.
+* :mod:`.stock_loading`: the same for mmengine's own loading functions and the inferencers.
 """
 
 from .convert import convert_official, convert_to_official
 from .layouts import extract_state_dict
 from .loading import check_state_dict, fit_state_dict, load_backbone_checkpoint
 from .reader import CheckpointError, CheckpointNotFoundError, read_checkpoint
+from .stock_loading import support_stock_loading
 
 __all__ = [
     'CheckpointError',
@@ -21,4 +23,5 @@ __all__ = [
     'fit_state_dict',
     'load_backbone_checkpoint',
     'read_checkpoint',
+    'support_stock_loading',
 ]

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -91,12 +92,13 @@ def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None 
         prefix = 'backbone.' if any(k.startswith('backbone.') for k in state_dict) else ''
     elif prefix and not prefix.endswith('.'):
         prefix += '.'
+    model_state = backbone.state_dict()
     weights = {
         k.removeprefix(prefix): v
         for k, v in state_dict.items()
         if k.startswith(prefix) and not k.removeprefix(prefix).startswith(_CLASSIFIER)
     }
-    model_state = backbone.state_dict()
+    weights = remove_centers(weights, model_state)
     name = type(backbone).__name__
     if not any(k in model_state for k in weights):
         raise CheckpointError(_no_backbone_message(path, state_dict, name, prefix))
@@ -136,6 +138,7 @@ def fit_state_dict(
     model_state = model.state_dict()
     state_dict = convert_official(extract_state_dict(checkpoint))
     state_dict = take_1k_of_22k(state_dict, model_state, source)
+    state_dict = remove_centers(state_dict, model_state)
     name = type(model).__name__
     has_backbone = any(k.startswith('backbone.') for k in model_state)
     if has_backbone and not any(k.startswith('backbone.') for k in state_dict):
@@ -167,6 +170,32 @@ def fit_state_dict(
         )
     unused = {*mismatch.unexpected, *mismatch.reshaped}
     return {k: v for k, v in state_dict.items() if k not in unused}
+
+
+def remove_centers(
+    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Leave out the offsets and masks of the centre point where the model has none.
+
+    The official classification code does so when it loads a released checkpoint into a model with
+    ``remove_center``: of each group's 9 masks it drops the fifth, and of its 18 offsets (x, y of
+    each point) the ninth and tenth.
+
+    Args:
+        state_dict: The weights of a 3x3 operator with or without centre.
+        model_state: The names and shapes in the model. A tensor is cut only if that makes it fit.
+
+    Returns:
+        A new dict.
+    """
+    out = dict(state_dict)
+    for name, wanted in model_state.items():
+        per_point = 2 if '.dcn.offset.' in name else 1 if '.dcn.mask.' in name else 0
+        if not per_point or name not in out or out[name].shape[0] * 8 != wanted.shape[0] * 9:
+            continue
+        points = out[name].unflatten(0, (-1, 9, per_point))
+        out[name] = torch.cat([points[:, :4], points[:, 5:]], 1).flatten(0, 2)
+    return out
 
 
 def _no_backbone_message(

@@ -16,7 +16,7 @@ from mmengine.fileio import get_local_path
 
 # The config in official classification checkpoints is a yacs node, a dict with attributes. It comes
 # out as an OrderedDict, and yacs need not be installed.
-_ALLOWED: list[Callable | tuple[Callable, str]] = [(OrderedDict, 'yacs.config.CfgNode')]
+ALLOWED: list[Callable | tuple[Callable, str]] = [(OrderedDict, 'yacs.config.CfgNode')]
 
 # What a download or a clone leaves in place of the file, by its first bytes.
 _NOT_A_CHECKPOINT = (
@@ -101,7 +101,7 @@ def _read_file(path: str, name: str, map_location: Any) -> dict:
 
 def _read_torch(path: str, name: str, map_location: Any) -> Any:
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location=map_location, weights_only=True)
     except MemoryError:
         raise
@@ -128,7 +128,7 @@ def _read_torch(path: str, name: str, map_location: Any) -> Any:
 def _refused_objects(path: str) -> list[str]:
     """Names of the objects in the file that neither PyTorch nor we allow-list."""
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except ValueError:  # the format of PyTorch < 1.6 cannot be listed
         return []

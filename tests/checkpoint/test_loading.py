@@ -124,6 +124,25 @@ def test_prefix(tmp_path):
         load_backbone_checkpoint(model, tmp_path / 'w.pth', prefix='teacher.')
 
 
+def test_centers_are_left_out_where_the_model_has_none(tmp_path):
+    """As the official classification code drops them: index 4 of 9 masks, 8 and 9 of 18 offsets."""
+    weights = official_weights()
+    torch.save({'model': weights}, tmp_path / 'w.pth')
+    model = backbone(remove_center=True)
+    load_backbone_checkpoint(model, tmp_path / 'w.pth')
+    state = model.state_dict()
+    for name, size, center in (('mask', 9, (4,)), ('offset', 18, (8, 9))):
+        for leaf in ('weight', 'bias'):
+            key = f'levels.3.blocks.1.dcn.{name}.{leaf}'
+            kept = [i for i in range(weights[key].shape[0]) if i % size not in center]
+            assert torch.equal(state[key], weights[key][kept]), key
+    # Weights without centres are taken as they are, and not into a model with centres.
+    torch.save({'model': state}, tmp_path / 'without.pth')
+    load_backbone_checkpoint(backbone(remove_center=True), tmp_path / 'without.pth')
+    with pytest.raises(CheckpointError, match='have another shape'):
+        load_backbone_checkpoint(backbone(), tmp_path / 'without.pth')
+
+
 def test_init_cfg_loads(tmp_path):
     weights = official_weights()
     torch.save({'model': {**weights, **CLASSIFIER}}, tmp_path / 'imagenet.pth')
