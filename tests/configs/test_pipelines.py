@@ -97,10 +97,13 @@ def check_test_sample(cfg, pack, reduce_zero_label):
 @pytest.mark.parametrize('official', DETSEG)
 def test_data_sets_know_their_classes(official):
     cfg = ours.load(official)
-    with ours.default_scope(cfg):
+    with (
+        ours.default_scope(cfg),
+        DATASETS.switch_scope_and_registry(cfg.default_scope) as registry,
+    ):
         for leaf in [*train_leaves(cfg), *leaf_datasets(cfg.test_dataloader.dataset)]:
             if leaf['type'] == 'OpenImagesDataset':
                 continue  # reads the 601 names from a file
-            metainfo = {**DATASETS.get(leaf['type']).METAINFO, **leaf.get('metainfo', {})}
+            metainfo = {**registry.get(leaf['type']).METAINFO, **leaf.get('metainfo', {})}
             expected = 1 if 'metainfo' in leaf else CLASSES[leaf['type']]
             assert len(metainfo['classes']) == expected
