@@ -1,8 +1,8 @@
 """InternImage for mmdet 3.x, mmseg 1.x and mmpretrain 1.x.
 
 Importing the package registers the backbones ``InternImage`` and ``CBInternImage``, the two
-layer-decay optimizer constructors and the schedule ``WarmupCosineLR`` in mmengine's root registries,
-and lets the stock loading functions and inferencers read official checkpoints.
+layer-decay optimizer constructors and the schedule ``WarmupCosineLR`` in mmengine's root
+registries, and lets the stock loading functions and inferencers read official checkpoints.
 """
 
 from . import compat
