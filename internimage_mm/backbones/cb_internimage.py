@@ -6,6 +6,7 @@ Composite connection after CBNetV2 (arXiv:2107.00420), as in the official releas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -34,7 +35,9 @@ class LeadInternImage(InternImage):
         for i in range(NUM_LEVELS):
             self.register_parameter(f'gamma{i}', nn.Parameter(torch.zeros(self.channels * 2**i)))
 
-    def forward(self, x: Tensor, feedback: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, feedback: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
         """Run the levels on the stem's output.
 
         Args:
@@ -85,6 +88,9 @@ class CBInternImage(BaseModule):
         ValueError: Settings that do not fit one another; in :meth:`forward`, an image size that is
             not a multiple of 32.
     """
+
+    cb_modules: Any  # ModuleList; what it holds is not expressible
+    cb_linears: Any
 
     def __init__(
         self,
