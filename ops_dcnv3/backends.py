@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,12 +56,30 @@ def _cpu_can_run(device: torch.device) -> tuple[bool, str]:
     return True, 'compiled C++ kernels'
 
 
+# Not imported here: it takes a while, and only tensors on a GPU need it.
+_TRITON_FOUND = importlib.util.find_spec('triton') is not None
+_TRITON_INTERPRETS = os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'on', 'yes')
+
+
+def _triton_can_run(device: torch.device) -> tuple[bool, str]:
+    if device.type == 'cpu' and not _TRITON_INTERPRETS:
+        return False, 'it computes CUDA tensors (CPU ones in its interpreter, TRITON_INTERPRET=1)'
+    if device.type not in ('cuda', 'cpu', 'meta'):
+        return False, f'it computes CUDA tensors, not {device.type} ones'
+    if not _TRITON_FOUND:
+        return False, 'triton is not installed ("pip install triton", on Linux)'
+    if _TRITON_INTERPRETS:
+        return True, "Triton's interpreter (TRITON_INTERPRET is set), for tests; very slow"
+    return True, 'Triton kernels, compiled by the first call'
+
+
 def _reference_can_run(device: torch.device) -> tuple[bool, str]:
     return True, 'plain PyTorch, any device and dtype; slow'
 
 
 BACKENDS: dict[str, Backend] = {
     'cpu': Backend(_cpu_can_run, torch.ops.ops_dcnv3.forward),
+    'triton': Backend(_triton_can_run, torch.ops.ops_dcnv3.triton_forward),
     'reference': Backend(_reference_can_run, dcnv3_reference),
 }
 """All backends, fastest first."""
@@ -81,7 +100,7 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Run every :func:`dcnv3` call of this process on backend ``name`` while the context is open.
 
     Args:
-        name: ``'cpu'`` or ``'reference'``; None returns to the automatic choice.
+        name: ``'cpu'``, ``'triton'`` or ``'reference'``; None returns to the automatic choice.
 
     Raises:
         ValueError: No such backend.
@@ -130,6 +149,8 @@ def _select(device: torch.device, backend: str | None) -> tuple[str, str]:
                 raise RuntimeError(f'backend {name!r} ({source}) cannot run on {device}: {reason}')
             return name, source
     for name, candidate in BACKENDS.items():
+        if name == 'triton' and device.type != 'cuda':
+            continue  # the interpreter is slower than all others
         if candidate.can_run(device)[0]:
             return name, 'the fastest that can run'
     raise AssertionError('the reference backend runs everywhere')

@@ -1,7 +1,11 @@
-"""The operators ``ops_dcnv3::forward`` and ``ops_dcnv3::backward`` of ``torch.library``.
+"""The operators of ``torch.library``: ``ops_dcnv3::forward`` and ``backward``, and Triton's.
 
 Schema, fake kernels and autograd are defined here, in Python, so that they exist without the
 compiled extension. The extension adds the CPU kernels when it is imported (``backends.py``).
+
+``triton_forward`` and ``triton_backward`` are the same operators computed by Triton. They have
+names of their own, because a name and a device have one kernel for the whole process: with them
+both can be called side by side, and a compiled or exported graph says which one it runs.
 """
 
 from __future__ import annotations
@@ -16,24 +20,13 @@ _OPTIONS = (
     'SymInt groups, float offset_scale, bool remove_center, bool mask_is_logits'
 )
 
-torch.library.define(
-    'ops_dcnv3::forward', f'(Tensor input, Tensor offset, Tensor mask, {_OPTIONS}) -> Tensor'
-)
-torch.library.define(
-    'ops_dcnv3::backward',
-    f'(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, {_OPTIONS})'
-    ' -> (Tensor, Tensor, Tensor)',
-)
 
-
-@torch.library.register_fake('ops_dcnv3::forward')
 def _forward_fake(input, offset, mask, kernel_size, stride, padding, dilation, *_options):
     batch, height, width, channels = input.shape
     size = output_size(height, width, kernel_size, stride, padding, dilation)
     return input.new_empty(batch, *size, channels)
 
 
-@torch.library.register_fake('ops_dcnv3::backward')
 def _backward_fake(grad_output, input, offset, mask, *_options):
     return tuple(tensor.new_empty(tensor.shape) for tensor in (input, offset, mask))
 
@@ -43,14 +36,6 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(input, offset, mask)
 
 
-def _backward(ctx, grad_output: Tensor):
-    grads = torch.ops.ops_dcnv3.backward(grad_output, *ctx.saved_tensors, *ctx.options)
-    needed = ctx.needs_input_grad[:3]
-    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(
-        None for _ in ctx.options
-    )
-
-
 def _no_double_backward(ctx, *_grads):
     raise RuntimeError(
         'dcnv3 has no second derivative: its backward cannot be differentiated '
@@ -58,5 +43,44 @@ def _no_double_backward(ctx, *_grads):
     )
 
 
-torch.library.register_autograd('ops_dcnv3::forward', _backward, setup_context=_setup_context)
-torch.library.register_autograd('ops_dcnv3::backward', _no_double_backward)
+def _define(forward: str, backward: str) -> None:
+    torch.library.define(
+        forward, f'(Tensor input, Tensor offset, Tensor mask, {_OPTIONS}) -> Tensor'
+    )
+    torch.library.define(
+        backward,
+        f'(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, {_OPTIONS})'
+        ' -> (Tensor, Tensor, Tensor)',
+    )
+    torch.library.register_fake(forward, _forward_fake)
+    torch.library.register_fake(backward, _backward_fake)
+    call_backward = getattr(torch.ops.ops_dcnv3, backward.split('::')[1])
+
+    def differentiate(ctx, grad_output: Tensor):
+        grads = call_backward(grad_output, *ctx.saved_tensors, *ctx.options)
+        needed = ctx.needs_input_grad[:3]
+        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(
+            None for _ in ctx.options
+        )
+
+    torch.library.register_autograd(forward, differentiate, setup_context=_setup_context)
+    torch.library.register_autograd(backward, _no_double_backward)
+
+
+_define('ops_dcnv3::forward', 'ops_dcnv3::backward')
+_define('ops_dcnv3::triton_forward', 'ops_dcnv3::triton_backward')
+
+
+# triton is imported by the first call, not with this package: it takes a while.
+@torch.library.impl('ops_dcnv3::triton_forward', ('cpu', 'cuda'))
+def _triton_forward(*args):
+    from . import triton_kernels
+
+    return triton_kernels.forward(*args)
+
+
+@torch.library.impl('ops_dcnv3::triton_backward', ('cpu', 'cuda'))
+def _triton_backward(*args):
+    from . import triton_kernels
+
+    return triton_kernels.backward(*args)

@@ -11,6 +11,9 @@ import torch
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'op'
 CASES = [entry['case'] for entry in json.loads((GOLDEN / 'index.json').read_text())]
 BACKENDS = ('reference', 'cpu')
+# Triton too, for tests with few and small calls: on CPU it runs in Triton's interpreter, where a
+# forward and backward of the smallest image take a third of a second.
+ALL_BACKENDS = (*BACKENDS, 'triton')
 
 # Largest error of an output or gradient, relative to the largest value of that tensor in float64,
 # over the golden cases (`python tests/ops/op_cases.py`) and the odd shapes of test_values.py, both
@@ -51,10 +54,20 @@ def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> 
     """Return output and gradients of the op for ``tensors`` cast to ``dtype``."""
     from ops_dcnv3 import dcnv3
 
-    inputs = [tensors[k].to(dtype).detach().requires_grad_() for k in ('input', 'offset', 'mask')]
+    device = device_of(options.get('backend'))
+    inputs = [
+        tensors[key].detach().to(device, dtype).requires_grad_()
+        for key in ('input', 'offset', 'mask')
+    ]
     output = dcnv3(*inputs, **options)
-    output.backward(tensors['grad_output'].to(dtype))
-    return dict(zip(NAMES, (output.detach(), *(t.grad for t in inputs)), strict=True))
+    output.backward(tensors['grad_output'].to(device, dtype))
+    results = (output.detach(), *(tensor.grad for tensor in inputs))
+    return {name: result.cpu() for name, result in zip(NAMES, results, strict=True)}
+
+
+def device_of(backend: str | None) -> str:
+    """The device on which the tests run a backend."""
+    return 'cuda' if backend == 'triton' and torch.cuda.is_available() else 'cpu'
 
 
 def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -6,6 +6,12 @@ import torch
 from ops_dcnv3 import backends, benchmark
 
 
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch):
+    """Triton's interpreter is of no interest to a benchmark."""
+    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
+
+
 @pytest.mark.parametrize('dtype', benchmark.TOLERANCES)
 def test_times_every_backend(tmp_path, capsys, dtype):
     out = tmp_path / 'rows.json'

@@ -1,0 +1,258 @@
+"""The Triton backend: choice, operators and compilation. Its values are tested in test_values.py.
+
+Without a GPU the kernels run in Triton's interpreter, see tests/conftest.py.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from op_cases import NAMES, device_of, random_inputs, run
+from torch._dynamo.testing import AotEagerAndRecordGraphs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, triton_kernels
+
+DEVICE = device_of('triton')
+OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
+interpreted = pytest.mark.skipif(not triton_kernels.INTERPRETED, reason='is about the interpreter')
+
+
+def inputs(requires_grad=False, dtype=torch.float32, size=(1, 3, 4)):
+    tensors = random_inputs(*size, 2, 3)
+    return [
+        tensors[key].to(DEVICE, dtype).requires_grad_(requires_grad)
+        for key in ('input', 'offset', 'mask')
+    ]
+
+
+class Recorder(TorchDispatchMode):
+    """Names of the operators of this project that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == 'ops_dcnv3':
+            self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_names_run_side_by_side():
+    tensors = inputs()
+    with Recorder() as recorder:
+        for name in ('triton', 'cpu', 'triton'):
+            dcnv3(*(t.to(device_of(name)) for t in tensors), groups=2, backend=name)
+    assert recorder.names == ['triton_forward', 'forward', 'triton_forward']
+
+
+@interpreted
+def test_interpreter_is_not_chosen_by_itself(monkeypatch):
+    assert available_backends()['triton'][0]
+    assert explain_backend().startswith("dcnv3 on cpu runs on backend 'cpu'")
+    monkeypatch.setattr(backends, '_EXTENSION_ERROR', 'the compiled extension is not installed')
+    assert explain_backend().startswith("dcnv3 on cpu runs on backend 'reference'")
+
+
+def test_reasons(monkeypatch):
+    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
+    assert backends._select(torch.device('cuda'), None)[0] == 'triton'
+    with pytest.raises(RuntimeError, match="'triton'.*cannot run on cpu: .*TRITON_INTERPRET=1"):
+        dcnv3(*(tensor.cpu() for tensor in inputs()), groups=2, backend='triton')
+    assert 'not xpu ones' in available_backends('xpu')['triton'][1]
+    monkeypatch.setattr(backends, '_TRITON_FOUND', False)
+    assert available_backends('cuda')['triton'] == (
+        False,
+        'triton is not installed ("pip install triton", on Linux)',
+    )
+
+
+def test_package_does_not_import_triton():
+    code = 'import sys, ops_dcnv3; assert "triton" not in sys.modules'
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
+def test_opcheck(logits):
+    """Also with slices of one tensor for offset and mask."""
+    input, offset, mask = inputs()
+    offset, mask = torch.cat([offset, mask], -1).split([36, 18], -1)
+    leaves = [t.detach().requires_grad_() for t in (input, offset, mask)]
+    assert not leaves[1].is_contiguous()
+    torch.library.opcheck(torch.ops.ops_dcnv3.triton_forward.default, (*leaves, *OPTIONS, logits))
+    torch.library.opcheck(
+        torch.ops.ops_dcnv3.triton_backward.default,
+        (torch.randn_like(input), input, offset, mask, *OPTIONS, logits),
+    )
+
+
+def test_compiled_graph_runs_the_named_backend():
+    def function(*tensors):
+        return dcnv3(*tensors, groups=2, backend='triton') * 2
+
+    tensors = inputs(requires_grad=True)
+    expected = torch.autograd.grad(function(*tensors).sum(), tensors)
+    record = AotEagerAndRecordGraphs()
+    compiled = torch.compile(function, fullgraph=True, backend=record)
+    grads = torch.autograd.grad(compiled(*tensors).sum(), tensors)
+    targets = [
+        str(node.target)
+        for graph in (*record.fw_graphs, *record.bw_graphs)
+        for node in graph.graph.nodes
+    ]
+    assert [target for target in targets if 'ops_dcnv3' in target] == [
+        'ops_dcnv3.triton_forward.default',
+        'ops_dcnv3.triton_backward.default',
+    ]
+    for grad, truth in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, truth)
+
+
+@pytest.mark.parametrize('change', ['slices', 'permuted', 'broadcast'])
+def test_strided_offset_and_mask(change):
+    tensors = random_inputs(2, 5, 6, 2, 4)
+    options = dict(groups=2, backend='triton')
+    if change == 'slices':
+        joined = torch.cat([tensors['offset'], tensors['mask']], -1)
+        tensors['offset'], tensors['mask'] = joined.split([36, 18], -1)
+    elif change == 'permuted':
+        for key in ('input', 'offset', 'mask', 'grad_output'):
+            tensors[key] = tensors[key].transpose(1, 2).contiguous().transpose(1, 2)
+    else:
+        tensors['offset'] = tensors['offset'][:1, :, :1].expand_as(tensors['offset'])
+        tensors['mask'] = tensors['mask'][:, :1].expand_as(tensors['mask'])
+    assert not tensors['offset'].is_contiguous()
+    # Not through run(), whose conversion to a device and dtype would make them dense on a GPU.
+    order = ('grad_output', 'input', 'offset', 'mask')
+    given = [tensors[key].to(DEVICE, torch.float64) for key in order]
+    result = torch.ops.ops_dcnv3.triton_backward(*given, *OPTIONS, False)
+    output = torch.ops.ops_dcnv3.triton_forward(*given[1:], *OPTIONS, False)
+    dense = {key: value.contiguous() for key, value in tensors.items()}
+    expected = run(dense, {**options, 'backend': 'cpu'}, torch.float64)
+    for name, value in zip(NAMES, (output, *result), strict=True):
+        torch.testing.assert_close(value.cpu(), expected[name])
+
+
+@interpreted
+def test_block_sizes_of_a_gpu(monkeypatch):
+    """The interpreter takes larger blocks to be quick; those of a GPU give the same."""
+    tensors = random_inputs(2, 5, 7, 3, 4)
+    options = dict(groups=3, mask_is_logits=True, backend='triton')
+    expected = run(tensors, options, torch.float32)
+    monkeypatch.setattr(triton_kernels, '_ROWS_FACTOR', 1)
+    assert 4 * triton_kernels._blocks(dict(CHANNELS=4, K=9))['BLOCK_R'] < 2 * 5 * 7 * 3
+    result = run(tensors, options, torch.float32)
+    for name in NAMES:
+        # The order in which a pixel's gradient is added up changes with the blocks.
+        torch.testing.assert_close(result[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+@interpreted
+def test_addresses_beyond_32_bits(monkeypatch):
+    """Most of the 3.2e9 elements are never touched, so their memory is not needed."""
+    import triton.runtime.interpreter as interpreter
+
+    # It copies every tensor back onto itself.
+    monkeypatch.setattr(interpreter.GridExecutor, '_restore_args_dev', lambda *args: None)
+    monkeypatch.setattr(torch.utils.deterministic, 'fill_uninitialized_memory', False)
+    width, channels = 2**21 + 1, 512
+    input = torch.empty(3, 1, width, channels, dtype=torch.bfloat16)
+    assert input.numel() > 2**31
+    seen = torch.randn(3, 1, 2, channels).bfloat16()
+    input[:, :, :: 2**21] = seen
+    offset, mask = torch.zeros(3, 1, 2, 32 * 2).bfloat16(), torch.ones(3, 1, 2, 32).bfloat16()
+    options = dict(kernel_size=1, stride=(1, 2**21), padding=0, groups=32)
+    # A pixel has its neighbours as corners, with weight 0.
+    input[:, :, 1] = 0.0
+    output = dcnv3(input, offset, mask, **options, backend='triton')
+    assert torch.equal(output, seen)
+
+
+def test_operators_called_directly_check_their_arguments():
+    input, offset, mask = inputs()
+    grad = torch.zeros_like(input)
+    forward, backward = torch.ops.ops_dcnv3.triton_forward, torch.ops.ops_dcnv3.triton_backward
+    with pytest.raises(ValueError, match=r'offset or mask has shape \(1, 3, 4, 18\), expected'):
+        forward(input, mask, mask, *OPTIONS, False)
+    with pytest.raises(ValueError, match='grad_output must be like the output'):
+        backward(grad[:, :1], input, offset, mask, *OPTIONS, False)
+    with pytest.raises(TypeError, match=r'one dtype.*float64, torch.float32'):
+        forward(input.double(), offset, mask, *OPTIONS, False)
+    with pytest.raises(ValueError, match='must have 4 dimensions'):
+        forward(input[0], offset, mask, *OPTIONS, False)
+    with pytest.raises(ValueError, match='groups must divide 6 channels, got 4'):
+        forward(input, offset, mask, *OPTIONS[:4], 4, 1.0, False, False)
+    with pytest.raises(ValueError, match='must be positive'):
+        forward(input, offset, mask, [3, 3], [0, 1], *OPTIONS[2:], False)
+    with pytest.raises(ValueError, match='does not fit'):
+        forward(input, offset, mask, [9, 9], *OPTIONS[1:], False)
+
+
+def test_backward_is_not_deterministic_on_a_gpu(monkeypatch):
+    """The error comes before the launch, so it is seen without a GPU as well."""
+    tensors = [torch.zeros_like(tensor, device='meta') for tensor in inputs()]
+    torch.use_deterministic_algorithms(True)
+    with pytest.raises(RuntimeError, match="'triton' does not have a deterministic implementation"):
+        triton_kernels.backward(torch.zeros_like(tensors[0]), *tensors, *OPTIONS, False)
+
+
+def test_no_second_derivative():
+    tensors = inputs(requires_grad=True)
+    output = dcnv3(*tensors, groups=2, backend='triton')
+    (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='no second derivative.*reference'):
+        grad.sum().backward()
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from ops_dcnv3 import triton_kernels
+
+POINTERS = {torch.float32: 'fp32', torch.float64: 'fp64', torch.bfloat16: 'bf16',
+            torch.float16: 'fp16'}
+
+def compile(kernel, dtype, target, group_channels, logits):
+    tensors = [torch.empty(1, 7, 9, 2 * c, dtype=dtype, device='meta')
+               for c in (group_channels, 18, 9)]
+    options = ((3, 3), (1, 1), (1, 1), (1, 1), 2, 1.0, False, logits)
+    _, arguments = triton_kernels._arguments(*tensors, *options)
+    arguments.update(triton_kernels._blocks(arguments))
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        if name.isupper():
+            signature[name], constants[index,] = 'constexpr', arguments[name]
+        elif name in arguments:
+            signature[name] = 'i32'
+        else:
+            wide = name == 'grad_input' and dtype != torch.float64
+            signature[name] = '*fp32' if wide else '*' + POINTERS[dtype]
+            attributes[index,] = [['tt.divisibility', 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = dict(num_warps=arguments['num_warps'])
+    return triton.compile(source, target=target, options=options).asm
+
+for capability, dtype, group_channels, logits in (
+    (75, torch.float16, 32, True), (80, torch.float64, 5, False),
+    (90, torch.bfloat16, 16, True), (120, torch.float32, 16, False),
+):
+    target = GPUTarget('cuda', capability, 32)
+    for kernel in (triton_kernels._forward_kernel, triton_kernels._backward_kernel):
+        asm = compile(kernel, dtype, target, group_channels, logits)
+        assert asm['cubin']
+        # Channels are read 16 bytes at a time.
+        assert group_channels == 5 or 'ld.global.v4.b32' in asm['ptx'], (capability, dtype)
+target = GPUTarget('hip', 'gfx942', 64)
+for kernel in (triton_kernels._forward_kernel, triton_kernels._backward_kernel):
+    assert compile(kernel, torch.bfloat16, target, 16, True)['hsaco']
+"""
+
+
+def test_compiles_for_gpus(tmp_path):
+    """To machine code, with the assembler that triton brings; in a process without interpreter."""
+    environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
+    subprocess.run([sys.executable, '-c', COMPILE], check=True, timeout=300, env=environment)
