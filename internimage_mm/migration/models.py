@@ -10,7 +10,7 @@ from .report import Report, Settings, shorten
 # Old class -> the one that computes the same here.
 CLASSES = {
     'CBDINO': 'CBDINO',
-    'DINO': 'DINO',
+    'DINO': 'InternImageDINO',
     'DINOHead': 'InternImageDINOHead',
     'CBDINOHead': 'CBDINOHead',
     'CBChannelMapper': 'CBChannelMapper',
