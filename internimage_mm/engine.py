@@ -57,7 +57,7 @@ class InternImageRunner(Runner):
         Raises:
             CheckpointError: It cannot be read, or does not fit.
         """
-        checkpoint = read_checkpoint(filename, map_location)
+        checkpoint = read_checkpoint(filename, map_location, mmap=not self._resume)
         if self._resume and not {'meta', 'message_hub', 'optimizer'} <= checkpoint.keys():
             raise CheckpointError(
                 f'{filename} cannot be resumed from: it has no training state, only '

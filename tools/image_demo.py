@@ -37,7 +37,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def build_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Module:
     """The model of a config with the weights of a checkpoint, ready for the inference functions."""
-    checkpoint = read_checkpoint(checkpoint_path)
+    checkpoint = read_checkpoint(checkpoint_path, mmap=True)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.load_state_dict(fit_state_dict(checkpoint, model, checkpoint_path), strict=False)
     # The classes and colours come from the config's data set, which need not be on this machine.

@@ -1,6 +1,5 @@
 """From the official names to those of our models and back, along the tables of :mod:`.names`."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -22,6 +21,7 @@ class Conversion:
         state_dict: The result.
         family: The kind of model, ``None`` if it is none of the release (nothing was renamed).
         renamed: Old name to new name.
+        rows: How many names each row of the table has renamed: (old pattern, new pattern) to count.
         merged: New name to the names whose tensors it holds, concatenated.
         split: Old name to the names that hold its parts.
         dropped: Name to the reason.
@@ -31,6 +31,7 @@ class Conversion:
     state_dict: dict[str, Tensor]
     family: Family | None
     renamed: dict[str, str] = field(default_factory=dict)
+    rows: dict[tuple[str, str], int] = field(default_factory=dict)
     merged: dict[str, list[str]] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -76,9 +77,8 @@ def convert(state_dict: Mapping[str, Tensor], to: Naming) -> Conversion:
         result.state_dict = dict(state_dict)
         result.left_over = list(state_dict)
         return result
-    rows, wanted = (
-        (family.to_ours, family.ours) if to == 'ours' else (family.to_official, family.official)
-    )
+    wanted = family.ours if to == 'ours' else family.official
+    rows = [(old, new) if to == 'ours' else (new, old) for old, new in family.rows]
     dropped = [(compile_pattern(pattern), reason) for pattern, reason in family.dropped]
     for name, tensor in _regroup(state_dict, family.splits, to, result).items():
         reason = next((why for pattern, why in dropped if pattern.fullmatch(name)), None)
@@ -86,19 +86,21 @@ def convert(state_dict: Mapping[str, Tensor], to: Naming) -> Conversion:
             result.dropped[name] = reason
         elif any(pattern.fullmatch(name) for pattern in wanted):
             result.state_dict[name] = tensor
-        elif (new := _translate(name, rows)) is not None:
+        elif found := _translate(name, rows):
+            new, row = found
             result.state_dict[new] = tensor
             result.renamed[name] = new
+            result.rows[row] = result.rows.get(row, 0) + 1
         else:
             result.state_dict[name] = tensor
             result.left_over.append(name)
     return result
 
 
-def _translate(name: str, rows: list[tuple[re.Pattern, str]]) -> str | None:
-    for pattern, target in rows:
-        if match := pattern.fullmatch(name):
-            return target.format_map(match.groupdict())
+def _translate(name: str, rows: list[tuple[str, str]]) -> tuple[str, tuple[str, str]] | None:
+    for old, new in rows:
+        if match := compile_pattern(old).fullmatch(name):
+            return new.format_map(match.groupdict()), (old, new)
     return None
 
 

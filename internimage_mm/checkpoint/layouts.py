@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -11,7 +13,29 @@ _CONTAINERS = ('state_dict', 'model', 'module')
 _BRANCHES = ('student.', 'dcnv3.')
 
 
-def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
+@dataclass
+class Unpacked:
+    """The weights of a checkpoint under their plain names, and how they were found.
+
+    Attributes:
+        state_dict: Name to tensor.
+        container: Keys under which the weights were, e.g. ``['state_dict']``.
+        notes: What was done to all names, in words.
+        dropped: What was left out of the weights: name to reason.
+    """
+
+    state_dict: dict[str, Tensor]
+    container: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def extract_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Find the weights in a checkpoint and give them their plain names; see :func:`unpack`."""
+    return unpack(checkpoint).state_dict
+
+
+def unpack(checkpoint: Mapping[str, Any]) -> Unpacked:
     """Find the weights in a checkpoint and give them their plain names.
 
     Knows the dicts of official classification (``model``), detection and segmentation
@@ -26,35 +50,45 @@ def extract_state_dict(checkpoint: dict) -> dict[str, Tensor]:
         checkpoint: What :func:`read_checkpoint` returns. It is not changed.
 
     Returns:
-        Name to tensor; empty if the checkpoint holds no tensors.
+        The weights (none if the checkpoint holds no tensors) and what was done.
     """
-    state_dict = checkpoint
-    while True:
-        inner = next((k for k in _CONTAINERS if isinstance(state_dict.get(k), dict)), None)
-        if inner is None:
-            break
-        state_dict = state_dict[inner]
-    state_dict = {k: v for k, v in state_dict.items() if isinstance(v, Tensor)}
-    state_dict = _strip_if_everywhere(state_dict, 'module.')
+    found = Unpacked({})
+    while inner := next((k for k in _CONTAINERS if isinstance(checkpoint.get(k), dict)), None):
+        checkpoint = checkpoint[inner]
+        found.container.append(inner)
+    state_dict = {}
+    for name, value in checkpoint.items():
+        if isinstance(value, Tensor):
+            state_dict[name] = value
+        elif found.container:
+            found.dropped[name] = 'no tensor'
+    if state_dict and all(k.startswith('module.') for k in state_dict):
+        state_dict = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+        found.notes.append("'module.' in front of every name removed")
     for branch in _BRANCHES:
         if f'{branch}patch_embed.conv1.weight' in state_dict:
+            taken = (branch, 'clip_projector.', 'dcnv3_head_')
+            found.notes.append(f"the branch '{branch}' taken")
+            found.dropped |= {
+                k: 'of another branch of the pre-training'
+                for k in state_dict
+                if not k.startswith(taken)
+            }
             state_dict = {
-                k.removeprefix(branch): v
-                for k, v in state_dict.items()
-                if k.startswith((branch, 'clip_projector.', 'dcnv3_head_'))
+                k.removeprefix(branch): v for k, v in state_dict.items() if k.startswith(taken)
             }
     if state_dict and all(k.startswith('model.') for k in state_dict):
+        found.notes.append("Hugging Face names ('model.' in front, 'layer_scale') made official")
         state_dict = {
             re.sub(r'\.layer_scale([12])$', r'.gamma\1', k.removeprefix('model.')): v
             for k, v in state_dict.items()
         }
-    return {k: v for k, v in state_dict.items() if not k.startswith('ema_')}
-
-
-def _strip_if_everywhere(state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    if not all(k.startswith(prefix) for k in state_dict):
-        return state_dict
-    return {k.removeprefix(prefix): v for k, v in state_dict.items()}
+    for name, tensor in state_dict.items():
+        if name.startswith('ema_') and '.' not in name:
+            found.dropped[name] = 'left by the old EMA hook; the plain names hold the averages'
+        else:
+            found.state_dict[name] = tensor
+    return found
 
 
 def top_level_names(state_dict: Mapping[str, Tensor]) -> list[str]:

@@ -64,14 +64,6 @@ class Family:
             compile_pattern(split.official) for split in self.splits
         ]
 
-    @cached_property
-    def to_ours(self) -> list[tuple[re.Pattern, str]]:
-        return [(compile_pattern(official), ours) for official, ours in self.rows]
-
-    @cached_property
-    def to_official(self) -> list[tuple[re.Pattern, str]]:
-        return [(compile_pattern(ours), official) for official, ours in self.rows]
-
 
 @cache
 def compile_pattern(pattern: str) -> re.Pattern:

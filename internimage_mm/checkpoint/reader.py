@@ -34,7 +34,7 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """A checkpoint file that is not there."""
 
 
-def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
+def read_checkpoint(path: str, map_location: Any = 'cpu', mmap: bool = False) -> dict:
     """Read a checkpoint with PyTorch's safe loader (``weights_only=True``), never another way.
 
     Args:
@@ -42,6 +42,8 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
             address of another mmengine file backend. ``.safetensors`` files need the
             ``safetensors`` package.
         map_location: As of :func:`torch.load`. Default: ``'cpu'``.
+        mmap: Leave the tensors in the file until they are used. Not for files that may be changed
+            meanwhile. Without effect on files of PyTorch before 1.6. Default: False.
 
     Returns:
         The dict that the file holds.
@@ -53,11 +55,11 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> dict:
     """
     path = str(path)
     if path.startswith(('http://', 'https://')):
-        return _read_file(_download(path), path, map_location)
+        return _read_file(_download(path), path, map_location, mmap)
     if '://' in path:
         with get_local_path(path) as local_path:
-            return _read_file(local_path, path, map_location)
-    return _read_file(osp.expanduser(path), path, map_location)
+            return _read_file(local_path, path, map_location, mmap=False)
+    return _read_file(osp.expanduser(path), path, map_location, mmap)
 
 
 def _download(url: str) -> str:
@@ -76,7 +78,7 @@ def _download(url: str) -> str:
     return path
 
 
-def _read_file(path: str, name: str, map_location: Any) -> dict:
+def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
     if not osp.exists(path):
         raise CheckpointNotFoundError(f'checkpoint {name} does not exist')
     if not osp.isfile(path):
@@ -91,7 +93,7 @@ def _read_file(path: str, name: str, map_location: Any) -> dict:
     if path.endswith('.safetensors'):
         checkpoint = _read_safetensors(path, name, map_location)
     else:
-        checkpoint = _read_torch(path, name, map_location)
+        checkpoint = _read_torch(path, name, map_location, mmap and zipfile.is_zipfile(path))
     if not isinstance(checkpoint, dict):
         raise CheckpointError(
             f'{name} holds a {type(checkpoint).__name__}; a dict with the weights is needed'
@@ -99,10 +101,10 @@ def _read_file(path: str, name: str, map_location: Any) -> dict:
     return checkpoint
 
 
-def _read_torch(path: str, name: str, map_location: Any) -> Any:
+def _read_torch(path: str, name: str, map_location: Any, mmap: bool) -> Any:
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except MemoryError:
         raise
     except Exception as exc:
