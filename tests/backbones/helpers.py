@@ -10,9 +10,15 @@ from golden.deterministic_weights import tensor_for
 from internimage_mm import InternImage
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'backbone'
-VARIANTS = sorted(path.stem for path in GOLDEN.glob('*.json') if '__' not in path.stem)
+VARIANTS = sorted(
+    path.stem
+    for path in GOLDEN.glob('*.json')
+    if '__' not in path.stem and not path.stem.startswith('cb_')
+)
 GRADIENT_VARIANTS = sorted(
-    path.stem.removesuffix('__grad_64x96') for path in GOLDEN.glob('*__grad_64x96.json')
+    path.stem.removesuffix('__grad_64x96')
+    for path in GOLDEN.glob('*__grad_64x96.json')
+    if not path.stem.startswith('cb_')
 )
 assert VARIANTS and GRADIENT_VARIANTS, f'no golden files in {GOLDEN}'
 

@@ -1,0 +1,165 @@
+"""Detectors end to end against the official implementation under deterministic weights.
+
+Official names and weights -> converter -> detector of our config -> our test pipeline on the golden
+image -> every stage up to the final detections.
+
+Tolerances. ``stability.json`` says how far the official results move when the same official code
+runs on other CPU kernels (max abs difference of each array). Ours may be FACTOR times as far from
+the stored ones. Measured: at most 2.3 (reference boxes of dino_t), and at most 1.6 for the others.
+
+In dino_t, whose image has 2301 tokens for 900 queries, neighbours in the ranking of the encoder's
+proposals are closer than float32 noise: the official run itself swaps two of them. That ranking is
+therefore put in, and the tolerances downstream are those of dino_t_like_q100, which has no such ties.
+"""
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from det import helpers
+
+FACTOR = 4
+STABILITY = json.loads((helpers.GOLDEN / 'stability.json').read_text())
+DINO = ['dino_t', 'dino_t_like_q100', 'cbdino_h_like_q100']
+# Not compared: what only explains the golden data, and masks, which have a test of their own.
+NOT_COMPARED = {
+    *('topk_indices', 'topk_anchor', 'topk_min_gap', 'n_degenerate_anchors', 'final_label'),
+    *('final_mask_area', 'final_masks_packbits_first10', 'final_mask_shape'),
+}
+
+
+def tolerance(name, key):
+    upstream = key.startswith(('backbone', 'neck', 'encoder'))
+    source = name if name != 'dino_t' or upstream else 'dino_t_like_q100'
+    return FACTOR * STABILITY[source]['all'][key]
+
+
+def run_features(model, inputs, results):
+    features = model.backbone(inputs)
+    if isinstance(features[0], tuple):
+        for branch, maps in enumerate(features):
+            results |= {f'backbone{branch}_{i}': x for i, x in enumerate(maps)}
+    else:
+        results |= {f'backbone{i}': x for i, x in enumerate(features)}
+    maps = model.extract_feat(inputs)
+    results |= {f'neck{i}': x for i, x in enumerate(maps)}
+    return maps
+
+
+def run_dino(name, model, inputs, samples):
+    """Every stage of DINO; the ranking of the proposals is put in for dino_t only."""
+    results = {}
+    maps = run_features(model, inputs, results)
+    stored = torch.from_numpy(helpers.arrays(name)['topk_indices'])
+    topk = torch.topk
+
+    def ranked(scores, k, dim):
+        values, results['topk_indices'] = topk(scores, k, dim=dim)
+        return values, stored if name == 'dino_t' else results['topk_indices']
+
+    def keep(key):
+        return lambda module, args, output: results.__setitem__(key, output)
+
+    proposals = model.bbox_head.cls_branches[model.decoder.num_layers]
+    hooks = [
+        model.encoder.register_forward_hook(keep('memory')),
+        proposals.register_forward_hook(keep('proposal_scores')),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, 'topk', ranked)
+        outputs = model.forward_transformer(maps, samples)
+    for hook in hooks:
+        hook.remove()
+    scores = results.pop('proposal_scores')
+    results['topk_score'] = scores.gather(1, stored[..., None].expand(-1, -1, scores.shape[-1]))
+    results['encoder_memory_first200tokens'] = results.pop('memory')[:, :200].transpose(0, 1)
+    results['hs_last_first100'] = outputs['hidden_states'][-1][:, :100].transpose(0, 1)
+    results['reference_points_all'] = torch.stack(outputs['references'])
+    logits, boxes = model.bbox_head(**outputs)
+    results['cls_logits_last'] = logits[-1]
+    results['cls_logits_layer0_first50'] = logits[0][:, :50]
+    results['bbox_pred_last'] = boxes[-1]
+    results['bbox_pred_layer0'] = boxes[0]
+    return results, model.bbox_head.predict(**outputs, batch_data_samples=samples)[0]
+
+
+def run_mask_rcnn(name, model, inputs, samples):
+    results = {}
+    maps = run_features(model, inputs, results)
+    scores, boxes = model.rpn_head(maps)
+    results |= {f'rpn_cls{i}': x for i, x in enumerate(scores)}
+    results |= {f'rpn_reg{i}': x for i, x in enumerate(boxes)}
+    proposals = model.rpn_head.predict(maps, samples, rescale=False)[0]
+    results['proposals'] = torch.cat([proposals.bboxes, proposals.scores[:, None]], 1)
+    results['rois_first64'] = torch.nn.functional.pad(proposals.bboxes[:64], (1, 0))
+    rois = torch.from_numpy(helpers.arrays(name)['rois_first64'])
+    head = model.roi_head._bbox_forward(maps, rois)
+    results['cls_score'], results['bbox_pred'] = head['cls_score'], head['bbox_pred']
+    results['mask_pred_first4'] = model.roi_head._mask_forward(maps, rois[:4])['mask_preds']
+    return results, model.predict(inputs, samples)[0].pred_instances
+
+
+@pytest.fixture(scope='module', params=helpers.CONFIGS)
+def run(request):
+    """Name, all results by golden key, and the final detections of one detector."""
+    name = request.param
+    model = helpers.detector(name)
+    inputs, samples = helpers.preprocess(name, model)
+    assert torch.equal(inputs, helpers.golden_input(name))
+    expected = helpers.meta(name)['img_meta']
+    assert samples[0].img_shape == tuple(expected['img_shape'][:2])
+    # The official factors are float32.
+    assert samples[0].scale_factor == pytest.approx(expected['scale_factor'][:2], abs=1e-7)
+    with torch.no_grad():
+        stages = run_dino if name in DINO else run_mask_rcnn
+        results, detections = stages(name, model, inputs, samples)
+    order = detections.scores.argsort(descending=True, stable=True)
+    detections = detections[order]
+    results['final_box_xyxy'] = detections.bboxes
+    results['final_score'] = detections.scores
+    return name, results, detections
+
+
+def test_every_stage(run):
+    name, results, _ = run
+    keys = {key.partition('__')[0] for key in helpers.arrays(name)} - NOT_COMPARED
+    assert {'neck3', 'final_box_xyxy', 'final_score'} < keys <= set(results)
+    for key in sorted(keys):
+        helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+
+
+def test_detections_one_to_one(run):
+    name, _, detections = run
+    stored = helpers.arrays(name)
+    assert len(detections) == helpers.meta(name)['n_final']
+    np.testing.assert_array_equal(detections.labels.numpy(), stored['final_label'])
+
+
+def test_ranking_of_proposals(run):
+    name, results, _ = run
+    if name not in DINO:
+        assert 'topk_indices' not in results
+        return
+    differ = (results['topk_indices'].numpy() != helpers.arrays(name)['topk_indices']).sum()
+    # One swap at most, as between two runs of the official code (see above).
+    assert differ <= (2 if name == 'dino_t' else 0)
+
+
+def test_instance_masks(run):
+    name, _, detections = run
+    if name != 'mask_rcnn_t':
+        assert 'masks' not in detections
+        return
+    stored = helpers.arrays(name)
+    masks = detections.masks.numpy()
+    assert masks.shape[1:] == tuple(stored['final_mask_shape'])
+    areas = masks.sum((1, 2))
+    # A pixel on a mask's edge may fall to either side: the official code differs in 15 of 100 areas
+    # between CPU kernels, each by a pixel, and in 1 byte of the first ten masks. Measured: 10 areas
+    # by one pixel, one pixel of the first ten masks.
+    assert np.abs(areas - stored['final_mask_area']).max() <= 2
+    assert (areas != stored['final_mask_area']).sum() <= 30
+    first = np.unpackbits(stored['final_masks_packbits_first10'], axis=1)
+    assert (first != masks[:10].reshape(10, -1)).sum() <= 4
