@@ -17,6 +17,7 @@ from .optim import (  # noqa: E402
     WarmupCosineLR,
 )
 from .version import __version__  # noqa: E402
+from .zoo import config_path  # noqa: E402
 
 support_stock_loading(InternImage, CBInternImage)
 
@@ -27,4 +28,5 @@ __all__ = [
     'InternImage',
     'WarmupCosineLR',
     '__version__',
+    'config_path',
 ]

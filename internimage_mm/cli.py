@@ -88,8 +88,13 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
             f'config {path} (or one of its _base_ files) is not valid Python: {error.msg} '
             f'(line {error.lineno}: {(error.text or "").strip()})'
         ) from error
-    except (ConfigParsingError, FileNotFoundError, OSError) as error:
-        raise UserError(f'config {path} cannot be read: {error}') from error
+    except (ConfigParsingError, OSError, AssertionError, ValueError) as error:
+        hint = ''
+        if 'internimage_mm::' in Path(path).read_text(errors='replace'):
+            hint = (
+                "; one of our configs is inherited by its path: internimage_mm.config_path('...')"
+            )
+        raise UserError(f'config {path} cannot be read: {error}{hint}') from error
     if 'model' not in cfg:
         raise UserError(f'config {path} has no "model"; is it a file of configs/_base_?')
     cfg.merge_from_dict(options or {})

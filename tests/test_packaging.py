@@ -46,18 +46,32 @@ def run(command, cwd, **environment):
     return output
 
 
-def test_wheel_without_compiler(source, tmp_path):
-    """Pure Python, one warning, configs and tools inside, and the op works."""
-    (tmp_path / 'bin').mkdir()
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    """A wheel built without a compiler, and what the build printed."""
+    folder = tmp_path_factory.mktemp('wheel')
+    (folder / 'bin').mkdir()
     command = ['-m', 'pip', 'wheel', '-v', '--no-build-isolation', '--no-deps', '.']
-    output = run(
-        [*command, '--wheel-dir', str(tmp_path)], source, PATH=str(tmp_path / 'bin'), CXX=''
-    )
+    output = run([*command, '--wheel-dir', str(folder)], source, PATH=str(folder / 'bin'), CXX='')
+    (path,) = folder.glob('*.whl')
+    return path, output
+
+
+@pytest.fixture(scope='module')
+def site(wheel, tmp_path_factory):
+    """The wheel installed into a folder of its own."""
+    folder = tmp_path_factory.mktemp('site')
+    with zipfile.ZipFile(wheel[0]) as archive:
+        archive.extractall(folder)
+    return str(folder)
+
+
+def test_wheel_without_compiler(wheel, site, tmp_path):
+    """Pure Python, one warning, configs and tools inside, and the op works."""
+    path, output = wheel
     assert output.count('No C++ compiler found') == 1
-    (wheel,) = tmp_path.glob('*.whl')
-    with zipfile.ZipFile(wheel) as archive:
+    with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        archive.extractall(tmp_path / 'site')
     assert {f'internimage_mm/.mim/{name}' for name in SHIPPED} <= set(names)
     assert not [name for name in names if name.endswith('.so')]
     assert not [name for name in names if name.startswith('tests/')]
@@ -70,11 +84,54 @@ def test_wheel_without_compiler(source, tmp_path):
         'layer(torch.zeros(1, 4, 4, 8)); '
         'print(ops_dcnv3.explain_backend())'
     )
-    site = str(tmp_path / 'site')
     script = f'import sys; sys.path.insert(0, sys.argv[1]); {code}'
     output = run(['-c', script, site], tmp_path)
     assert "runs on backend 'reference'" in output
     assert 'built without a C++ compiler' in output
+
+
+OWN_CONFIG = """
+_base_ = __import__('internimage_mm').config_path(
+    'quickstart/upernet_internimage-nano_mini-ade20k.py')
+train_cfg = dict(max_iters=1, val_interval=10)
+train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+test_dataloader = dict(num_workers=0, persistent_workers=False)
+"""
+
+
+def mim(*args, site, cwd):
+    """openmim, with the wheel and not the sources in front of it."""
+    code = 'import sys; from mim.cli import cli; sys.argv[0] = "mim"; cli()'
+    return run(['-W', 'ignore', '-c', code, *map(str, args)], cwd, PYTHONPATH=site)
+
+
+def test_mim_finds_every_model_in_the_wheel(site, tmp_path):
+    import yaml
+
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    names = [m['Name'] for f in index for m in yaml.safe_load((ROOT / f).read_text())['Models']]
+    output = mim('search', 'internimage_mm', site=site, cwd=tmp_path)
+    assert [line[11:] for line in output.splitlines() if line.startswith('config id: ')] == names
+
+
+def test_mim_trains_and_tests_from_the_wheel(site, tmp_path):
+    """A config of the wheel by its name, and one elsewhere that inherits it."""
+    from internimage_mm.data import make_mini_ade20k
+
+    make_mini_ade20k(tmp_path / 'data' / 'mini_ade20k', num_train=2, num_val=1, seed=0)
+    (tmp_path / 'own.py').write_text(OWN_CONFIG)
+    output = mim('train', 'internimage_mm', 'own.py', site=site, cwd=tmp_path)
+    assert 'Training finished successfully' in output
+    assert f'{site}/internimage_mm/.mim/tools/train.py own.py' in output
+    checkpoint = 'work_dirs/own/iter_1.pth'
+    assert (tmp_path / checkpoint).is_file()
+    output = mim(
+        'test', 'internimage_mm', 'upernet_internimage-nano_mini-ade20k.py', '--checkpoint',
+        checkpoint, site=site, cwd=tmp_path,
+    )  # fmt: skip
+    assert f'{site}/internimage_mm/.mim/configs/quickstart/upernet' in output
+    assert 'mIoU: ' in output
+    assert 'Testing finished successfully' in output
 
 
 def test_sdist(source, tmp_path):

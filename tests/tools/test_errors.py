@@ -58,6 +58,18 @@ def test_config_with_a_missing_base(tmp_path):
     assert 'nowhere.py' in message
 
 
+def test_config_with_a_wrong_name_of_ours(tmp_path):
+    base = "_base_ = __import__('internimage_mm').config_path('coco/mask-rcnn_t')"
+    (tmp_path / 'c.py').write_text(base)
+    assert 'there is no config coco/mask-rcnn_t' in error_of('train', tmp_path / 'c.py')
+
+
+def test_config_that_inherits_ours_by_package(tmp_path):
+    (tmp_path / 'c.py').write_text("_base_ = 'internimage_mm::coco/x.py'")
+    message = error_of('train', tmp_path / 'c.py')
+    assert "by its path: internimage_mm.config_path('...')" in message
+
+
 def test_config_of_another_type(tmp_path):
     (tmp_path / 'c.txt').write_text('x')
     assert 'c.txt cannot be read' in error_of('train', tmp_path / 'c.txt')
