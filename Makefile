@@ -68,6 +68,6 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info ops_dcnv3/*.so internimage_mm/.mim data/mini_coco data/mini_ade20k work_dirs/demo
+	rm -rf build dist *.egg-info ops_dcnv3/*.so internimage_mm/.mim data/mini_coco data/mini_ade20k data/mini_imagenet work_dirs/demo
 	rm -f .venv*/package.stamp
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -179,7 +179,7 @@ def _check_exists(path: str, split: str) -> None:
 
 def _data_hint(path: str) -> str:
     folders = set(Path(path.lower()).parts)
-    if folders & {'mini_coco', 'mini_ade20k'}:
+    if folders & {'mini_coco', 'mini_ade20k', 'mini_imagenet'}:
         return 'make it with: python tools/make_mini_dataset.py'
     readme = next((name for name, known in _README_OF.items() if folders & known), None)
     where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''

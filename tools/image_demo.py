@@ -1,4 +1,4 @@
-"""Draws the predictions of a detector or segmentor on an image."""
+"""Draws the predictions of a detector, segmentor or classifier on an image."""
 
 import argparse
 import os.path as osp
@@ -47,6 +47,23 @@ def build_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Modu
     return model.to(device).eval()
 
 
+def classify(model: torch.nn.Module, image_path: str, out: str) -> None:
+    """Print the five best classes of an image and write them into a picture of it."""
+    from mmpretrain.visualization import UniversalVisualizer
+
+    from internimage_mm.cls import classify_image
+
+    result = classify_image(model, image_path)
+    best = result.pred_score.topk(min(5, len(result.pred_score)))
+    classes = model.dataset_meta.get('classes')
+    for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        print(f'{score:.3f}  {classes[label] if classes else f"class {label}"}')
+    result.set_pred_label(best.indices)
+    UniversalVisualizer().visualize_cls(
+        cv2.imread(image_path)[..., ::-1], result, classes, draw_gt=False, out_file=out
+    )
+
+
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
@@ -59,11 +76,17 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f'--out {args.out} is not the name of an image file, such as out.png')
     cfg = load_config(args.config, args.cfg_options)
     scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmseg'):
-        raise UserError(f'{args.config} is neither for detection nor for segmentation')
+    if scope not in ('mmdet', 'mmpretrain', 'mmseg'):
+        raise UserError(
+            f'{args.config} is for none of mmdet, mmpretrain and mmseg: default_scope is {scope!r}'
+        )
     init_default_scope(scope)
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
     model = build_model(cfg, args.checkpoint, device)
+    if scope == 'mmpretrain':
+        classify(model, args.image, args.out)
+        print(f'{args.out} written')
+        return
     visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = model.dataset_meta
     drawing = dict(draw_gt=False, out_file=args.out)

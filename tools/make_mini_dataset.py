@@ -7,13 +7,16 @@ from pathlib import Path
 from internimage_mm.data import (
     MINI_ADE20K_CLASSES,
     MINI_COCO_CLASSES,
+    MINI_IMAGENET_CLASSES,
     make_mini_ade20k,
     make_mini_coco,
+    make_mini_imagenet,
 )
 
 MAKERS = {
     'coco': ('mini_coco', make_mini_coco, MINI_COCO_CLASSES),
     'ade20k': ('mini_ade20k', make_mini_ade20k, MINI_ADE20K_CLASSES),
+    'imagenet': ('mini_imagenet', make_mini_imagenet, MINI_IMAGENET_CLASSES),
 }
 
 
@@ -25,7 +28,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
         'dataset', nargs='?', choices=[*MAKERS, 'all'], default='all', help='which data set to draw'
     )
     parser.add_argument(
-        '--out', type=Path, default=Path('data'), help='folder for mini_coco/ and mini_ade20k/'
+        '--out', type=Path, default=Path('data'), help='folder for the data sets mini_*'
     )
     parser.add_argument(
         '--num-train', type=int, default=1600, help='training images in each data set'

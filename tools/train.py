@@ -69,6 +69,11 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError('--amp needs a GPU: mmengine has no mixed precision on the CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    elif cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UserError(
+            f'{args.config} trains with mixed precision, which mmengine has not on the CPU; there, '
+            'add --cfg-options optim_wrapper.type=OptimWrapper'
+        )
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(

@@ -5,6 +5,7 @@ import internimage_mm  # noqa: F401  prepares torchvision, which mmpretrain impo
 
 from .heads import MetadataLinearClsHead
 from .inaturalist import INaturalist2018
+from .inference import classify_image
 from .necks import AttentionPoolingNeck, ConvPoolingNeck
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     'ConvPoolingNeck',
     'INaturalist2018',
     'MetadataLinearClsHead',
+    'classify_image',
 ]

@@ -17,13 +17,15 @@ from internimage_mm.data import (
     MINI_ADE20K_PALETTE,
     MINI_COCO_CLASSES,
     MINI_COCO_PALETTE,
+    MINI_IMAGENET_CLASSES,
     make_mini_ade20k,
     make_mini_coco,
+    make_mini_imagenet,
     mini_coco,
 )
 from internimage_mm.data.drawing import SHAPES, coverage, drop_hidden
 
-MAKERS = [make_mini_coco, make_mini_ade20k]
+MAKERS = [make_mini_coco, make_mini_ade20k, make_mini_imagenet]
 SPLITS = {'train': 'training', 'val': 'validation'}
 
 
@@ -228,6 +230,20 @@ def test_quickstart_configs_name_the_classes_in_order(config, classes, palette):
         assert loader.dataset.metainfo.palette == list(palette)
 
 
+def test_imagenet_folders(tmp_path):
+    make_mini_imagenet(tmp_path / 'data', 15, 4)
+    folders = {split: sorted((tmp_path / 'data' / split).iterdir()) for split in SPLITS}
+    for split, total in (('train', 15), ('val', 4)):
+        assert [path.name for path in folders[split]] == list(MINI_IMAGENET_CLASSES)
+        counts = [len(list(path.glob('*.jpg'))) for path in folders[split]]
+        assert sum(counts) == total and max(counts) - min(counts) == 1
+    for path in (tmp_path / 'data').rglob('*.jpg'):
+        assert all(64 <= side <= 80 for side in cv2.imread(str(path)).shape[:2])
+    config = Path(__file__).parents[2] / 'configs/quickstart/internimage-nano_mini-imagenet.py'
+    cfg = Config.fromfile(config, import_custom_modules=False)
+    assert cfg.train_dataloader.dataset.classes == list(MINI_IMAGENET_CLASSES)
+
+
 def coco_mean_colours(root, split):
     coco = load_coco(root, split)
     for ann in coco.anns.values():
@@ -356,7 +372,7 @@ class TestTool:
         make_mini_ade20k(tmp_path / 'same', 2, 1, 3)
         assert hashes(tmp_path / 'mini_ade20k') == hashes(tmp_path / 'same')
         tool.main(command)
-        assert capsys.readouterr().out.count('left alone') == 2
+        assert capsys.readouterr().out.count('left alone') == 3
 
     def test_one(self, tool, tmp_path):
         tool.main(['ade20k', '--out', str(tmp_path), '--num-train', '1', '--num-val', '1'])

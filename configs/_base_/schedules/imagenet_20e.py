@@ -9,7 +9,6 @@ param_scheduler = dict(
 
 optim_wrapper = dict(
     type='AmpOptimWrapper',
-    loss_scale='dynamic',
     optimizer=dict(type='AdamW', lr=2e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.05),
     constructor='ClassificationLayerDecayOptimizerConstructor',
     paramwise_cfg=dict(layer_decay_rate=0.9, dcn_lr_mult=0.1),
