@@ -21,7 +21,7 @@ from .pipelines import (
     with_ground_truth,
 )
 from .reader import check_old_style
-from .report import Report, Settings
+from .report import Report, Settings, shorten
 from .schedules import (
     migrate_custom_hooks,
     migrate_optimizer,
@@ -143,7 +143,7 @@ def migrate_config(old: dict) -> Migration:
     config.update(migrate_runtime(top, scope, by_epoch, report))
     if 'val' in evaluators and (best := best_metric(save_best, evaluators['val'])):
         config['default_hooks']['checkpoint']['save_best'] = best
-    _close(top, config, report)
+    _close(top, report)
     return Migration(config, report)
 
 
@@ -178,9 +178,11 @@ def _close_evaluation(evaluation: Settings) -> None:
     evaluation.close()
 
 
-def _close(top: Settings, config: dict, report: Report) -> None:
+def _close(top: Settings, report: Report) -> None:
     """Variables of the old config are no settings; anything else is reported."""
-    for key in list(top.peek()):
+    for key in top.peek():
         if key in _HELPERS:
             top.take(key)
-    top.close()
+        else:
+            value = shorten(top.take(key))
+            report.problem(key, f'{value}: no rule; of no account if it is only a variable')

@@ -1,5 +1,6 @@
 """Data sets, data loaders and evaluators."""
 
+import posixpath
 from typing import Any
 
 from .report import Report, Settings, shorten
@@ -118,6 +119,12 @@ def _detection(
     for key in ('label_file', 'hierarchy_file', 'meta_file', 'image_level_ann_file'):
         if key in old:
             extra[key] = old.take(key)
+    if kind == 'OpenImagesDataset' and 'meta_file' not in extra:
+        extra['meta_file'] = f'{posixpath.dirname(files[0])}/train-image-metas.pkl'
+        report.note(
+            f'{old.path}.meta_file',
+            f'mmdet 3 needs the sizes of the images; expected in {extra["meta_file"]}',
+        )
     parts = []
     for ann_file, prefix in zip(files, prefixes, strict=True):
         paths = {'ann_file': ann_file, 'prefix': prefix, **extra_paths(extra)}
@@ -169,7 +176,8 @@ def _segmentation(
         if split:
             new['ann_file'] = split
         new['data_prefix'] = {'img_path': image, 'seg_map_path': label}
-        new['reduce_zero_label'] = reduce_zero
+        if reduce_zero or kind in _REDUCE_ZERO_LABEL:
+            new['reduce_zero_label'] = reduce_zero
         if metainfo:
             new['metainfo'] = metainfo
         parts.append({**new, **rest, 'pipeline': pipeline})
@@ -218,11 +226,13 @@ def migrate_loaders(
         shuffle = own.take('shuffle', train)
         if aware:
             loader['sampler'] = {'type': 'ClassAwareSampler', **aware}
+            if not by_epoch:
+                report.note(own.path, 'mmdet 2 ignored class_aware_sampler with IterBasedRunner')
         elif train and not by_epoch:
             loader['sampler'] = {'type': 'InfiniteSampler', 'shuffle': shuffle}
         else:
             loader['sampler'] = {'type': 'DefaultSampler', 'shuffle': shuffle}
-        if train and scope == 'mmdet':
+        if train and scope == 'mmdet' and not aware:
             # mmdet 2 grouped upright and lying images in its samplers.
             loader['batch_sampler'] = {'type': 'AspectRatioBatchSampler'}
         loader.update(own.take_existing('drop_last', 'pin_memory'))
@@ -284,9 +294,9 @@ def check_zero_label(dataset: dict, train_annotations: dict | None, report: Repo
     """Both the data set and LoadAnnotations had a reduce_zero_label; now they must agree."""
     transform = (train_annotations or {}).get('reduce_zero_label', False)
     for leaf in leaves(dataset):
-        if leaf['reduce_zero_label'] != transform:
+        if leaf.get('reduce_zero_label', False) != transform:
             report.problem(
                 'data.train.reduce_zero_label',
-                f'{leaf["type"]} has {leaf["reduce_zero_label"]}, LoadAnnotations {transform}: in '
+                f'{leaf["type"]} has {not transform}, LoadAnnotations {transform}: in '
                 f'the new stack the data set rules ({shorten(leaf["data_prefix"])})',
             )

@@ -42,7 +42,13 @@ def migrate_model(old: Settings, preprocessor: dict, scope: str, report: Report)
         'backbone': migrate_backbone(old.section('backbone'), report),
     }
     if pretrained := old.take('pretrained'):
-        model['backbone'].setdefault('init_cfg', {'type': 'Pretrained', 'checkpoint': pretrained})
+        if model['backbone']['type'] in ('InternImage', 'CBInternImage'):
+            report.note(
+                'model.pretrained', f'{pretrained} is left out: InternImage never looked at it'
+            )
+        else:
+            init = {'type': 'Pretrained', 'checkpoint': pretrained}
+            model['backbone'].setdefault('init_cfg', init)
     if (init := old.take('init_cfg')) is not None:
         model['init_cfg'] = init
     if 'neck' in old and (neck := old.take('neck')) is not None:
@@ -177,9 +183,8 @@ def _dino(kind: str, old: Settings, report: Report) -> dict:
     encoder.take('type')
     layers = encoder.section('transformerlayers')
     layers.take('type')
-    # Official configs give the number of levels to the decoder only; it is one number.
     attention = _attention(layers.take('attn_cfgs'), f'{layers.path}.attn_cfgs', report)
-    attention.setdefault('num_levels', 4)
+    attention.setdefault('num_levels', 4)  # mmcv's default then and now
     dims = attention.get('embed_dims', 256)
     encoder_cfg = {
         'num_layers': encoder.take('num_layers'),
@@ -200,6 +205,7 @@ def _dino(kind: str, old: Settings, report: Report) -> dict:
         _attention(config, f'{layers.path}.attn_cfgs[{i}]', report)
         for i, config in enumerate(layers.take('attn_cfgs'))
     )
+    cross_attention.setdefault('num_levels', 4)
     decoder_cfg = {
         'num_layers': decoder.take('num_layers'),
         'return_intermediate': decoder.take('return_intermediate', True),

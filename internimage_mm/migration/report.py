@@ -71,17 +71,21 @@ class Settings:
 
     def section(self, key: str) -> 'Settings':
         """The dict of ``key`` (empty if missing or None), to be closed on its own."""
-        return Settings(self._values.pop(key, None) or {}, f'{self.path}.{key}', self.report)
+        return Settings(self._values.pop(key, None) or {}, self.below(key), self.report)
+
+    def below(self, key: str) -> str:
+        """The path of ``key``."""
+        return f'{self.path}.{key}' if self.path else key
 
     def ignore(self, key: str, *values: Any, why: str) -> None:
         """Take ``key`` and leave it out: in silence if it has one of ``values``, else noted."""
         if key in self._values and (value := self._values.pop(key)) not in values:
-            self.report.note(f'{self.path}.{key}', f'{shorten(value)} is left out: {why}')
+            self.report.note(self.below(key), f'{shorten(value)} is left out: {why}')
 
     def close(self) -> None:
         """Report every key that is left as not translated."""
         for key, value in self._values.items():
-            self.report.problem(f'{self.path}.{key}', f'no rule for {shorten(value)}')
+            self.report.problem(self.below(key), f'no rule for {shorten(value)}')
         self._values = {}
 
 

@@ -33,6 +33,8 @@ train_dataloader = dict(
     batch_size=1,
     num_workers=2,
     persistent_workers=True,
+    # What the official config asks for. mmdet 2 ignored it with its iteration runner, so that the
+    # published model saw all images equally often: sampler=dict(type='InfiniteSampler').
     # A class first, then one of its images: rare classes are seen as often as frequent ones.
     sampler=dict(type='ClassAwareSampler', num_sample_class=1),
     batch_sampler=None,

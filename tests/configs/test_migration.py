@@ -1,0 +1,357 @@
+"""tools/migrate_config.py: the 51 official configs become ours, and users' deviations are not lost.
+
+The official configs themselves are not part of this repository. Old-style configs are made from the
+table of official settings; with a checkout of the official repository the real ones are taken too:
+
+    INTERNIMAGE_OFFICIAL_ROOT=/path/to/InternImage python -m pytest tests/configs/test_migration.py
+"""
+
+import copy
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from release import ours, zoo
+from release.compare import Explanations, differences, listing
+from release.normal import normal
+from release.old_style import old_style
+
+from internimage_mm.cli import UserError
+from internimage_mm.migration import migrate_config, read_old_config
+
+OFFICIAL_ROOT = os.environ.get('INTERNIMAGE_OFFICIAL_ROOT')
+OFFICIAL = zoo.DETECTION + zoo.SEGMENTATION
+MASK_RCNN = 'detection/configs/coco/mask_rcnn_internimage_t_fpn_1x_coco.py'
+EMA = 'detection/configs/coco/cascade_internimage_l_fpn_3x_coco.py'
+DINO = 'detection/configs/coco/dino_4scale_internimage_t_1x_coco_layer_wise_lr.py'
+CB_DINO = 'detection/configs/coco/dino_4scale_cbinternimage_h_objects365_coco_ss.py'
+UPERNET = 'segmentation/configs/ade20k/upernet_internimage_t_512_160k_ade20k.py'
+SEGFORMER = 'segmentation/configs/mapillary/segformer_internimage_l_512x1024_80k_mapillary.py'
+MASK2FORMER = 'segmentation/configs/nyu_depth_v2/mask2former_internimage_h_480_40k_nyu.py'
+
+
+def load_tool():
+    path = zoo.ROOT / 'tools' / 'migrate_config.py'
+    spec = importlib.util.spec_from_file_location('migrate_config_tool', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+tool = load_tool()
+
+
+def written(migration, folder):
+    """The new config, read back from its file."""
+    path = folder / 'new.py'
+    path.write_text(migration.text('A header.'))
+    return Config.fromfile(path)
+
+
+def differences_to_ours(official, migration, folder):
+    return differences(normal(written(migration, folder)), normal(ours.load(official)))
+
+
+@pytest.mark.parametrize('official', OFFICIAL)
+def test_old_config_of_the_table_becomes_ours(official, tmp_path):
+    old = old_style(official)
+    before = copy.deepcopy(old)
+    migration = migrate_config(old)
+    assert old == before
+    assert migration.report.problems == []
+    found = differences_to_ours(official, migration, tmp_path)
+    left = Explanations('migration').unexplained(official, found)
+    assert not left, '\n' + listing(left)
+
+
+def test_every_explanation_is_needed(tmp_path):
+    explanations = Explanations('migration')
+    for official in OFFICIAL:
+        migration = migrate_config(old_style(official))
+        explanations.unexplained(official, differences_to_ours(official, migration, tmp_path))
+    assert explanations.unused() == []
+
+
+@pytest.mark.skipif(OFFICIAL_ROOT is None, reason='needs INTERNIMAGE_OFFICIAL_ROOT')
+@pytest.mark.parametrize('official', OFFICIAL if OFFICIAL_ROOT else [])
+def test_official_config_becomes_ours(official, tmp_path):
+    migration = migrate_config(read_old_config(str(Path(OFFICIAL_ROOT, official))))
+    assert migration.report.problems == []
+    found = differences_to_ours(official, migration, tmp_path)
+    left = Explanations('migration').unexplained(official, found)
+    assert not left, '\n' + listing(left)
+
+
+@pytest.mark.parametrize(
+    'official', [MASK_RCNN, EMA, DINO, CB_DINO, UPERNET, SEGFORMER, MASK2FORMER]
+)
+def test_new_model_builds(official, tmp_path):
+    cfg = written(migrate_config(old_style(official)), tmp_path)
+    with ours.default_scope(cfg), torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    expected = ours.build_on_meta(official).state_dict()
+    assert shapes == {name: tuple(value.shape) for name, value in expected.items()}
+
+
+@pytest.fixture
+def old():
+    """Mask R-CNN, to be changed."""
+    return old_style(MASK_RCNN)
+
+
+def problems(old):
+    return dict(migrate_config(old).report.problems)
+
+
+def test_unknown_transform_is_named(old):
+    pipeline = old['data']['train']['pipeline']
+    pipeline.insert(3, {'type': 'MyMosaic', 'size': 640})
+    migration = migrate_config(old)
+    ((setting, why),) = migration.report.problems
+    assert setting == 'train_pipeline[3].MyMosaic' and 'size' in why
+    kinds = [step['type'] for step in migration.config['train_pipeline']]
+    assert kinds == [
+        'LoadImageFromFile',
+        'LoadAnnotations',
+        'Resize',
+        'RandomFlip',
+        'PackDetInputs',
+    ]
+
+
+def test_unknown_argument_of_a_known_transform_is_named(old):
+    old['data']['train']['pipeline'][2]['my_option'] = 3
+    assert list(problems(old)) == ['train_pipeline[2].Resize.my_option']
+
+
+def test_removed_step_stays_removed(old):
+    pipeline = old['data']['train']['pipeline']
+    old['data']['train']['pipeline'] = [s for s in pipeline if s['type'] != 'RandomFlip']
+    migration = migrate_config(old)
+    assert migration.report.problems == []
+    assert all(step['type'] != 'RandomFlip' for step in migration.config['train_pipeline'])
+
+
+def test_without_normalize_there_is_no_mean(old):
+    for part in (
+        old['data']['train']['pipeline'],
+        old['data']['test']['pipeline'][1]['transforms'],
+    ):
+        part[:] = [step for step in part if step['type'] != 'Normalize']
+    migration = migrate_config(old)
+    assert 'mean' not in migration.config['model']['data_preprocessor']
+    assert any(setting == 'Normalize' for setting, _ in migration.report.notes)
+
+
+def test_different_normalize_in_training_is_reported(old):
+    normalize = next(s for s in old['data']['train']['pipeline'] if s['type'] == 'Normalize')
+    index = old['data']['train']['pipeline'].index(normalize)
+    old['data']['train']['pipeline'][index] = {**normalize, 'mean': [0.0, 0.0, 0.0]}
+    assert 'train_pipeline.Normalize' in problems(old)
+
+
+@pytest.mark.parametrize(
+    'hook', [{'type': 'MyHook', 'interval': 3}, {'type': 'LinearMomentumEMAHook'}]
+)
+def test_hook_without_counterpart_is_named(old, hook):
+    old['custom_hooks'] = [hook]
+    (why,) = problems(old).values()
+    assert 'MyHook' in why or 'warm-up' in why
+
+
+def test_custom_data_set_and_classes(old):
+    for split in ('train', 'val', 'test'):
+        old['data'][split].update(type='MyDataset', classes=('cat', 'dog'))
+    migration = migrate_config(old)
+    assert {setting for setting, _ in migration.report.problems} == {
+        f'data.{split}.type' for split in ('train', 'val', 'test')
+    }
+    dataset = migration.config['train_dataloader']['dataset']
+    assert dataset['type'] == 'MyDataset'
+    assert dataset['metainfo'] == {'classes': ('cat', 'dog')}
+
+
+def test_data_set_outside_of_the_data_root(old):
+    old['data']['train'].update(ann_file='/other/train.json', img_prefix='/other/images/')
+    dataset = migrate_config(old).config['train_dataloader']['dataset']
+    assert 'data_root' not in dataset
+    assert dataset['ann_file'] == '/other/train.json'
+    assert dataset['data_prefix'] == {'img': '/other/images/'}
+
+
+def test_fp16_becomes_autocast(old):
+    old['fp16'] = {'loss_scale': {'init_scale': 512}}
+    migration = migrate_config(old)
+    assert migration.report.problems == []
+    wrapper = migration.config['optim_wrapper']
+    assert wrapper['type'] == 'AmpOptimWrapper' and wrapper['loss_scale'] == {'init_scale': 512}
+
+
+def test_gradient_accumulation(old):
+    old['optimizer_config'] = {'type': 'GradientCumulativeOptimizerHook', 'cumulative_iters': 4}
+    migration = migrate_config(old)
+    assert migration.report.problems == []
+    assert migration.config['optim_wrapper']['accumulative_counts'] == 4
+
+
+def test_top_level_settings(old):
+    old.update(
+        find_unused_parameters=True,
+        seed=3,
+        workflow=[('train', 1), ('val', 1)],
+        custom_imports={'imports': ['mmdet_custom', 'my_package'], 'allow_failed_imports': False},
+        some_new_thing=1,
+    )
+    migration = migrate_config(old)
+    assert migration.config['find_unused_parameters'] is True
+    assert migration.config['randomness'] == {'seed': 3}
+    named = dict(migration.report.problems)
+    assert set(named) == {'workflow', 'custom_imports', 'some_new_thing'}
+    assert named['custom_imports'].startswith('my_package')
+
+
+def test_schedules(old):
+    old['lr_config'] = {'policy': 'CosineAnnealing', 'min_lr': 1e-6}
+    (cosine,) = migrate_config(old).config['param_scheduler']
+    assert cosine['type'] == 'CosineAnnealingLR' and cosine['T_max'] == 12
+    old['lr_config'] = {'policy': 'step', 'step': 4, 'warmup': 'constant', 'warmup_iters': 10}
+    warm_up, step = migrate_config(old).config['param_scheduler']
+    assert warm_up == {
+        'type': 'ConstantLR',
+        'factor': 0.1,
+        'by_epoch': False,
+        'begin': 0,
+        'end': 11,
+    }
+    assert step['type'] == 'StepLR' and step['step_size'] == 4
+    old['lr_config'] = {'policy': 'OneCycle', 'max_lr': 0.01, 'warmup': 'exp', 'warmup_iters': 9}
+    assert set(problems(old)) == {
+        'lr_config.policy',
+        'lr_config.warmup',
+        'lr_config.max_lr',
+    }
+
+
+def test_epoch_steps_in_an_iteration_training_are_reported():
+    old = old_style(CB_DINO)
+    old['lr_config']['step'] = [8, 11]
+    assert set(problems(old)) == {'lr_config.by_epoch'}
+
+
+def test_reduce_zero_label_must_agree():
+    old = old_style(UPERNET)
+    annotations = old['data']['train']['pipeline'][1]
+    assert annotations['type'] == 'LoadAnnotations'
+    annotations['reduce_zero_label'] = False
+    assert set(problems(old)) == {'data.train.reduce_zero_label'}
+
+
+def test_unknown_model_and_head():
+    old = old_style(UPERNET)
+    old['model']['type'] = 'MyDecoder'
+    assert set(problems(old)) == {'model.type'}
+
+
+def test_dino_settings_without_counterpart():
+    old = old_style(DINO)
+    head = old['model']['bbox_head']
+    head['transformer']['two_stage_num_proposals'] = 300
+    head['my_option'] = 1
+    head['transformer']['encoder']['transformerlayers']['operation_order'] = ('ffn', 'norm')
+    assert set(problems(old)) == {
+        'model.bbox_head.transformer.two_stage_num_proposals',
+        'model.bbox_head.my_option',
+        'model.bbox_head.transformer.encoder.transformerlayers.operation_order',
+    }
+
+
+def test_backbone_that_is_no_preset_is_kept():
+    old = old_style(MASK_RCNN)
+    old['model']['backbone']['depths'] = [1, 1, 2, 1]
+    backbone = migrate_config(old).config['model']['backbone']
+    assert 'arch' not in backbone and backbone['depths'] == [1, 1, 2, 1]
+
+
+class TestCommand:
+    """The command line."""
+
+    @pytest.fixture
+    def old_file(self, tmp_path):
+        path = tmp_path / 'old' / 'config.py'
+        path.parent.mkdir()
+        # The two thirds and the rest in two files: _base_ is resolved from the old tree.
+        settings = Config(old_style(MASK_RCNN))
+        base = {key: settings.pop(key) for key in ('model', 'data')}
+        (path.parent / 'base.py').write_text(Config(base).pretty_text)
+        path.write_text("_base_ = './base.py'\n" + settings.pretty_text)
+        return path
+
+    def test_writes_a_config(self, old_file, tmp_path, capsys):
+        new = tmp_path / 'sub' / 'new.py'
+        assert tool.main([str(old_file), str(new)]) == 0
+        assert f'wrote {new}' in capsys.readouterr().out
+        text = new.read_text()
+        assert text.startswith('# Translated from config.py') and '_base_' not in text
+        found = differences(normal(Config.fromfile(new)), normal(ours.load(MASK_RCNN)))
+        assert not Explanations('migration').unexplained(MASK_RCNN, found)
+
+    def test_exit_code_and_list_of_what_is_missing(self, old_file, tmp_path, capsys):
+        with old_file.open('a') as file:
+            file.write("custom_hooks = [dict(type='MyHook')]\n")
+        assert tool.main([str(old_file), str(tmp_path / 'new.py')]) == tool.INCOMPLETE == 3
+        output = capsys.readouterr().out
+        assert 'not translated' in output and 'custom_hooks[0]' in output and 'MyHook' in output
+
+    def refused(self, *arguments):
+        with pytest.raises(SystemExit) as error:
+            tool.main([str(argument) for argument in arguments])
+        assert str(error.value).startswith('error: ')
+        return str(error.value)
+
+    def test_new_exists(self, old_file, tmp_path):
+        new = tmp_path / 'new.py'
+        new.write_text('keep = 1\n')
+        assert '--overwrite' in self.refused(old_file, new)
+        assert new.read_text() == 'keep = 1\n'
+        assert tool.main([str(old_file), str(new), '--overwrite']) == 0
+        assert new.read_text() != 'keep = 1\n'
+
+    def test_old_is_new(self, old_file):
+        text = old_file.read_text()
+        assert 'old config itself' in self.refused(old_file, old_file)
+        assert old_file.read_text() == text
+
+    def test_new_without_py(self, old_file, tmp_path):
+        assert 'something.py' in self.refused(old_file, tmp_path / 'new')
+
+    def test_missing_file_and_base(self, old_file, tmp_path):
+        new = tmp_path / 'new.py'
+        assert 'does not exist' in self.refused(tmp_path / 'no.py', new)
+        (old_file.parent / 'base.py').unlink()
+        assert 'leave it where it is in that tree' in self.refused(old_file, new)
+
+    def test_syntax_error(self, old_file, tmp_path):
+        old_file.write_text('model = dict(\n')
+        assert 'not valid Python' in self.refused(old_file, tmp_path / 'new.py')
+
+    def test_config_of_this_stack(self, tmp_path):
+        config = zoo.ROOT / zoo.models()[MASK_RCNN]['Config']
+        assert 'already' in self.refused(config, tmp_path / 'new.py')
+
+    def test_base_file_and_classification(self, old_file, tmp_path):
+        new = tmp_path / 'new.py'
+        old_file.write_text('runner = dict(max_epochs=3)\n')
+        assert 'no model and no data' in self.refused(old_file, new)
+        yaml = old_file.with_suffix('.yaml')
+        yaml.write_text('DATA: {}\n')
+        assert 'classification' in self.refused(yaml, new)
+
+
+def test_reading_is_for_old_configs_only():
+    with pytest.raises(UserError, match='already'):
+        migrate_config({'model': {}, 'data': {}, 'optim_wrapper': {}})

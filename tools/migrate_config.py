@@ -1,0 +1,48 @@
+"""Translates a config of the official repository, or one derived from it, for this stack."""
+
+import argparse
+import os.path as osp
+from pathlib import Path
+
+from internimage_mm.cli import UserError, reports_user_errors
+from internimage_mm.migration import migrate_config, read_old_config
+
+INCOMPLETE = 3
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog='Exit code: 0 everything is translated; 3 the new config is written, but the '
+        'listed settings are not in it; 1 nothing is written.',
+    )
+    parser.add_argument(
+        'old', metavar='OLD.py', help='config of mmdet 2.x or mmseg 0.x, in the tree of its _base_'
+    )
+    parser.add_argument('new', metavar='NEW.py', help='config to write; it has no _base_')
+    parser.add_argument('--overwrite', action='store_true', help='replace NEW.py if it exists')
+    return parser.parse_args(argv)
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if not args.new.endswith('.py'):
+        raise UserError(f'the new config must be called something.py, got {args.new}')
+    if osp.realpath(args.old) == osp.realpath(args.new):
+        raise UserError(f'{args.new} is the old config itself; give the new one another name')
+    if osp.exists(args.new) and not args.overwrite:
+        raise UserError(f'{args.new} exists already; --overwrite replaces it')
+    migration = migrate_config(read_old_config(args.old))
+    folder = Path(args.new).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    header = f'Translated from {osp.basename(args.old)} by tools/migrate_config.py.'
+    Path(args.new).write_text(migration.text(header), encoding='utf-8')
+    print(f'wrote {args.new}')
+    if text := migration.report.text():
+        print(text)
+    return INCOMPLETE if migration.report.problems else 0
+
+
+if __name__ == '__main__':
+    raise SystemExit(main())
