@@ -2,11 +2,18 @@
 
 Metadata is in pyproject.toml. Without a C++ compiler the package is installed as pure Python, with
 one warning; the op then runs on its PyTorch backend.
+
+The CUDA kernels are an extension of their own. The environment variable OPS_DCNV3_CUDA says whether
+to build it: ``auto`` (the default) if torch has CUDA and nvcc is found, and an install without it,
+with a warning, if that fails; ``1``: build it or fail; ``0``: do not. TORCH_CUDA_ARCH_LIST is
+respected; the default is the GPUs of this machine, or all usual ones where it has none.
 """
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import warnings
@@ -21,11 +28,30 @@ KERNELS = ROOT / 'ops_dcnv3' / 'csrc'
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 EXTENSION = Extension(
     'ops_dcnv3._C',
-    sources=[str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.cpp'))],
+    sources=[
+        str(p.relative_to(ROOT))
+        for p in sorted(KERNELS.rglob('*.cpp'))
+        if p.parent != KERNELS / 'cuda'
+    ],
     depends=['setup.py', *(str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.h')))],
     language='c++',
     py_limited_api=True,
 )
+CUDA_EXTENSION = Extension(
+    'ops_dcnv3._C_cuda',
+    sources=[
+        str(p.relative_to(ROOT))
+        for pattern in ('*.cpp', '*.cu')
+        for p in sorted((KERNELS / 'cuda').glob(pattern))
+    ],
+    depends=['setup.py', *(str(p.relative_to(ROOT)) for p in sorted(KERNELS.rglob('*.*h')))],
+    language='c++',
+    py_limited_api=True,
+)
+# Reasons for no CUDA kernels that need no warning.
+QUIET = ('OPS_DCNV3_CUDA is 0', 'torch is built without CUDA')
+# Where no GPU is seen; of these what nvcc knows, and PTX of the last for later GPUs.
+USUAL_GPUS = (70, 75, 80, 86, 89, 90, 100, 120)
 
 
 def has_compiler() -> bool:
@@ -96,6 +122,58 @@ def torch_build_ext():
     return TorchBuildExt
 
 
+def nvcc(*arguments):
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    command = [str(Path(CUDA_HOME or '') / 'bin' / 'nvcc'), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def cuda_obstacle():
+    """Return why the CUDA kernels are not to be built here, or None."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if os.environ.get('OPS_DCNV3_CUDA') == '0':
+        return QUIET[0]
+    if torch.version.cuda is None:
+        return QUIET[1]
+    if CUDA_HOME is None:
+        return 'no CUDA toolkit is found (install one, or set CUDA_HOME)'
+    try:
+        version = re.search(r'release (\d+)\.(\d+)', nvcc('--version'))
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f'nvcc of {CUDA_HOME} does not run: {error}'
+    if version is None or version[1] != torch.version.cuda.split('.')[0]:
+        found = version[0] if version else 'of unknown release'
+        return f'torch is built with CUDA {torch.version.cuda}, but nvcc is {found}'
+    return None
+
+
+def prepare_cuda():
+    """Fill in what the CUDA extension needs of torch and of nvcc."""
+    import torch
+    from torch.utils.cpp_extension import CUDAExtension
+
+    settings = CUDAExtension('unused', sources=[], py_limited_api=True)
+    if sys.platform == 'win32':
+        flags = ['/O2', '/std:c++17']
+        CUDA_EXTENSION.include_dirs = settings.include_dirs
+    else:
+        flags = ['-O3', '-std=c++17', '-g0', '-Wall', '-Wextra']
+        flags += [f'-isystem{path}' for path in settings.include_dirs]
+    nvcc_flags = ['-O3', '-std=c++17']  # the kernels include headers of CUDA only
+    if not os.environ.get('TORCH_CUDA_ARCH_LIST') and torch.cuda.device_count() == 0:
+        known = {int(number) for number in re.findall(r'compute_(\d+)', nvcc('--list-gpu-arch'))}
+        targets = [number for number in USUAL_GPUS if number in known]
+        nvcc_flags += [f'-gencode=arch=compute_{n},code=sm_{n}' for n in targets]
+        nvcc_flags.append(f'-gencode=arch=compute_{targets[-1]},code=compute_{targets[-1]}')
+    CUDA_EXTENSION.library_dirs = settings.library_dirs
+    CUDA_EXTENSION.libraries = settings.libraries
+    CUDA_EXTENSION.define_macros = [('Py_LIMITED_API', '0x030A0000')]
+    CUDA_EXTENSION.extra_compile_args = {'cxx': flags, 'nvcc': nvcc_flags}
+
+
 class BuildExt(build_ext):
     """Hands over to torch's build_ext, only once something is really to be built."""
 
@@ -109,7 +187,35 @@ class BuildExt(build_ext):
             )
             self.extensions = []
             return
-        command = torch_build_ext()(self.distribution)
+        build = torch_build_ext()
+        self._build(build, EXTENSION)
+        wanted = os.environ.get('OPS_DCNV3_CUDA', 'auto')
+        if wanted not in ('0', '1', 'auto'):
+            raise SystemExit(f'OPS_DCNV3_CUDA must be 0, 1 or auto, got {wanted!r}')
+        obstacle = cuda_obstacle()
+        if obstacle is None:
+            try:
+                prepare_cuda()
+                self._build(build, CUDA_EXTENSION)
+            except Exception as error:
+                if wanted == '1':
+                    raise
+                obstacle = f'compiling them failed: {error}'
+        if obstacle is not None:
+            if wanted == '1':
+                raise SystemExit(f'OPS_DCNV3_CUDA is 1, but {obstacle}')
+            if obstacle not in QUIET:
+                warnings.warn(
+                    f'ops_dcnv3 is installed without its CUDA kernels: {obstacle}. On a GPU the '
+                    'op runs on its Triton or PyTorch backend.',
+                    stacklevel=1,
+                )
+        self.extensions = [EXTENSION] if obstacle else [EXTENSION, CUDA_EXTENSION]
+        self.distribution.ext_modules = self.extensions
+
+    def _build(self, build, extension):
+        self.distribution.ext_modules = [extension]
+        command = build(self.distribution)
         command.ensure_finalized()
         for name in ('build_lib', 'build_temp', 'inplace', 'force', 'debug', 'editable_mode'):
             if hasattr(self, name):
@@ -144,4 +250,7 @@ class BuildPy(build_py):
                 shutil.copy2(source, target)
 
 
-setup(ext_modules=[EXTENSION], cmdclass={'build_ext': BuildExt, 'build_py': BuildPy})
+setup(
+    ext_modules=[EXTENSION, CUDA_EXTENSION],
+    cmdclass={'build_ext': BuildExt, 'build_py': BuildPy},
+)

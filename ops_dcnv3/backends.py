@@ -29,18 +29,19 @@ class Backend(NamedTuple):
     call: Callable[..., Tensor]
 
 
-def _load_extension() -> str | None:
-    """Import the compiled kernels; return why they are missing, or None."""
+def _load_extension(name: str, what: str, compiler: str) -> str | None:
+    """Import compiled kernels; return why they are missing, or None."""
     try:
-        importlib.import_module('ops_dcnv3._C')
+        importlib.import_module(f'ops_dcnv3.{name}')
     except ModuleNotFoundError:
-        return 'the compiled extension is not installed (it was built without a C++ compiler)'
+        return f'the {what} is not installed (it was built without {compiler})'
     except (ImportError, OSError) as error:  # built for another torch, as a rule
-        return f'the compiled extension does not load beside torch {torch.__version__}: {error}'
+        return f'the {what} does not load beside torch {torch.__version__}: {error}'
     return None
 
 
-_EXTENSION_ERROR = _load_extension()
+_EXTENSION_ERROR = _load_extension('_C', 'compiled extension', 'a C++ compiler')
+_CUDA_ERROR = _load_extension('_C_cuda', 'CUDA extension', 'nvcc or with a torch without CUDA')
 _REBUILD = (
     'install a C++17 compiler (g++ or clang++) and run '
     '"pip install --no-build-isolation --force-reinstall --no-deps ." in the source folder of '
@@ -54,6 +55,18 @@ def _cpu_can_run(device: torch.device) -> tuple[bool, str]:
     if _EXTENSION_ERROR:
         return False, f'{_EXTENSION_ERROR}; {_REBUILD}'
     return True, 'compiled C++ kernels'
+
+
+def _cuda_can_run(device: torch.device) -> tuple[bool, str]:
+    if device.type not in ('cuda', 'meta'):
+        return False, f'it computes CUDA tensors, not {device.type} ones'
+    if _CUDA_ERROR:
+        return False, (
+            f'{_CUDA_ERROR}; install the CUDA toolkit of torch {torch.version.cuda or "with CUDA"} '
+            'and run "OPS_DCNV3_CUDA=1 pip install --no-build-isolation --force-reinstall '
+            '--no-deps ." in the source folder of internimage-mm'
+        )
+    return True, 'compiled CUDA kernels'
 
 
 # Not imported here: it takes a while, and only tensors on a GPU need it.
@@ -79,6 +92,7 @@ def _reference_can_run(device: torch.device) -> tuple[bool, str]:
 
 BACKENDS: dict[str, Backend] = {
     'cpu': Backend(_cpu_can_run, torch.ops.ops_dcnv3.forward),
+    'cuda': Backend(_cuda_can_run, torch.ops.ops_dcnv3.forward),
     'triton': Backend(_triton_can_run, torch.ops.ops_dcnv3.triton_forward),
     'reference': Backend(_reference_can_run, dcnv3_reference),
 }
@@ -100,7 +114,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     """Run every :func:`dcnv3` call of this process on backend ``name`` while the context is open.
 
     Args:
-        name: ``'cpu'``, ``'triton'`` or ``'reference'``; None returns to the automatic choice.
+        name: ``'cpu'``, ``'cuda'``, ``'triton'`` or ``'reference'``; None returns to the automatic
+            choice.
 
     Raises:
         ValueError: No such backend.

@@ -52,8 +52,8 @@ def dcnv3(
         remove_center: Leave out the central point, so K = kh * kw - 1. Odd kernels only.
         mask_is_logits: Apply a softmax over the K points of a group to ``mask`` first.
         im2col_step: Accepted for compatibility with the official function; has no effect.
-        backend: ``'cpu'``, ``'triton'`` or ``'reference'``; by default the fastest that can run
-            (:func:`ops_dcnv3.available_backends`).
+        backend: ``'cpu'``, ``'cuda'``, ``'triton'`` or ``'reference'``; by default the fastest that
+            can run (:func:`ops_dcnv3.available_backends`).
 
     Returns:
         ``(N, Ho, Wo, C)`` in the dtype of ``input``, where

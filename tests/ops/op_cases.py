@@ -67,7 +67,7 @@ def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> 
 
 def device_of(backend: str | None) -> str:
     """The device on which the tests run a backend."""
-    return 'cuda' if backend == 'triton' and torch.cuda.is_available() else 'cpu'
+    return 'cuda' if backend in ('cuda', 'triton') and torch.cuda.is_available() else 'cpu'
 
 
 def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -96,8 +96,8 @@ def test_autocast_mixes_dtypes():
 
 
 def test_backends_explain_themselves():
-    assert list(available_backends()) == ['cpu', 'triton', 'reference']
-    assert all(ok for ok, _ in available_backends().values())
+    assert list(available_backends()) == ['cpu', 'cuda', 'triton', 'reference']
+    assert [name for name, (ok, _) in available_backends().items() if not ok] == ['cuda']
     assert not available_backends('cuda')['cpu'][0]
     text = explain_backend()
     assert "runs on backend 'cpu'" in text and 'reference: can run' in text
@@ -113,7 +113,7 @@ def test_backend_order_of_precedence(monkeypatch):
         assert backends._select(device, 'reference')[0] == 'reference'
     assert backends._select(device, None)[0] == 'reference'
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'fast')
-    with pytest.raises(ValueError, match="OPS_DCNV3_BACKEND must be one of cpu, triton.*'fast'"):
+    with pytest.raises(ValueError, match="OPS_DCNV3_BACKEND must be one of cpu, cuda.*'fast'"):
         backends._select(device, None)
 
 
@@ -122,7 +122,7 @@ def test_backend_order_of_precedence(monkeypatch):
     [lambda: dcnv3(*inputs(), groups=2, backend='fast'), lambda: use_backend('fast').__enter__()],
 )
 def test_unknown_backend(call):
-    with pytest.raises(ValueError, match=r"cpu, triton, reference.*'fast'"):
+    with pytest.raises(ValueError, match=r"cpu, cuda, triton, reference.*'fast'"):
         call()
 
 

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "../problem.h"
+
 namespace dcnv3 {
 
 // 16-bit floats as bits; the kernels convert them to float.
@@ -24,19 +26,6 @@ struct Compute {
 template <>
 struct Compute<double> {
   using type = double;
-};
-
-struct Problem {
-  int64_t batch, height, width;  // input
-  int64_t out_height, out_width;
-  int64_t groups, group_channels;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int64_t offset_stride, mask_stride;  // elements between neighbouring output pixels
-  double offset_scale;
-  bool remove_center, mask_is_logits;
-
-  int64_t channels() const { return groups * group_channels; }
-  int64_t points() const { return kernel_h * kernel_w - (remove_center ? 1 : 0); }
 };
 
 // Output rows [begin, end) of batch * out_height.

@@ -1,0 +1,110 @@
+// The checks of tensors that the operators share, whatever the device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <limits>
+#include <tuple>
+
+#include "problem.h"
+
+namespace dcnv3 {
+
+// Elements between neighbouring pixels if (N, H, W, C) has one such number for all and a dense last
+// dimension, else 0. Broadcast dimensions (stride 0) have none.
+inline int64_t pixel_stride(const at::Tensor& tensor) {
+  if (tensor.numel() == 0) return tensor.size(3);
+  if (tensor.size(3) > 1 && tensor.stride(3) != 1) return 0;
+  int64_t pixel = 0;  // not known before the first dimension that is longer than 1
+  int64_t pixels = 1;
+  for (int dim = 2; dim >= 0; --dim) {
+    if (tensor.size(dim) == 1) continue;
+    if (pixels == 1) pixel = tensor.stride(dim);
+    if (pixel < tensor.size(3) || tensor.stride(dim) != pixel * pixels) return 0;
+    pixels *= tensor.size(dim);
+  }
+  return pixels == 1 ? tensor.size(3) : pixel;
+}
+
+// The tensor as the kernels can read it, and its pixel stride.
+inline std::tuple<at::Tensor, int64_t> readable(const at::Tensor& tensor) {
+  const int64_t stride = pixel_stride(tensor);
+  if (stride != 0) return {tensor, stride};
+  return {tensor.contiguous(), tensor.size(3)};
+}
+
+inline Problem make_problem(const at::Tensor& input, const at::Tensor& offset,
+                            const at::Tensor& mask, int64_t offset_stride, int64_t mask_stride,
+                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                            double offset_scale, bool remove_center, bool mask_is_logits) {
+  // The public function has told the user what is wrong before; these checks keep a direct call of
+  // the operator from reading outside a tensor.
+  TORCH_CHECK_VALUE(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
+                    "dcnv3: tensors must have 4 dimensions");
+  for (const auto& values : {kernel_size, stride, padding, dilation}) {
+    TORCH_CHECK_VALUE(values.size() == 2, "dcnv3: sizes must be (h, w) pairs");
+  }
+  TORCH_CHECK_VALUE(
+      std::min(kernel_size[0], kernel_size[1]) >= 1 && std::min(stride[0], stride[1]) >= 1 &&
+          std::min(padding[0], padding[1]) >= 0 && std::min(dilation[0], dilation[1]) >= 1,
+      "dcnv3: kernel_size, stride and dilation must be positive, padding not negative");
+  TORCH_CHECK_TYPE(offset.dtype() == input.dtype() && mask.dtype() == input.dtype(),
+                   "dcnv3: input, offset and mask must have one dtype");
+  TORCH_CHECK_VALUE(groups >= 1 && input.size(3) % groups == 0, "dcnv3: groups must divide ",
+                    input.size(3), " channels, got ", groups);
+  Problem problem;
+  problem.batch = input.size(0);
+  problem.height = input.size(1);
+  problem.width = input.size(2);
+  problem.groups = groups;
+  problem.group_channels = input.size(3) / groups;
+  problem.kernel_h = kernel_size[0];
+  problem.kernel_w = kernel_size[1];
+  problem.stride_h = stride[0];
+  problem.stride_w = stride[1];
+  problem.pad_h = padding[0];
+  problem.pad_w = padding[1];
+  problem.dilation_h = dilation[0];
+  problem.dilation_w = dilation[1];
+  problem.offset_stride = offset_stride;
+  problem.mask_stride = mask_stride;
+  problem.offset_scale = offset_scale;
+  problem.remove_center = remove_center;
+  problem.mask_is_logits = mask_is_logits;
+  const int64_t span_h =
+      problem.height + 2 * problem.pad_h - (problem.dilation_h * (problem.kernel_h - 1) + 1);
+  const int64_t span_w =
+      problem.width + 2 * problem.pad_w - (problem.dilation_w * (problem.kernel_w - 1) + 1);
+  TORCH_CHECK_VALUE(span_h >= 0 && span_w >= 0 && problem.points() >= 1,
+                    "dcnv3: the kernel does not fit into the padded input");
+  problem.out_height = span_h / problem.stride_h + 1;
+  problem.out_width = span_w / problem.stride_w + 1;
+  const int64_t per_pixel = groups * problem.points();
+  for (const auto& [tensor, size] :
+       {std::make_pair(&offset, 2 * per_pixel), std::make_pair(&mask, per_pixel)}) {
+    TORCH_CHECK_VALUE(tensor->size(0) == problem.batch && tensor->size(1) == problem.out_height &&
+                          tensor->size(2) == problem.out_width && tensor->size(3) == size,
+                      "dcnv3: offset or mask has shape ", tensor->sizes(), ", expected [",
+                      problem.batch, ", ", problem.out_height, ", ", problem.out_width, ", ", size,
+                      "]");
+  }
+  TORCH_CHECK_VALUE(problem.height * problem.width <= std::numeric_limits<int32_t>::max(),
+                    "dcnv3: an image must have fewer than 2^31 pixels, got ", problem.height, "x",
+                    problem.width);
+  return problem;
+}
+
+// Raise unless grad_output is like the output.
+inline void check_grad_output(const Problem& problem, const at::Tensor& grad_output,
+                              const at::Tensor& input) {
+  TORCH_CHECK_VALUE(
+      grad_output.sizes() == at::IntArrayRef({problem.batch, problem.out_height, problem.out_width,
+                                              problem.channels()}) &&
+          grad_output.dtype() == input.dtype(),
+      "dcnv3: grad_output must be like the output, got shape ", grad_output.sizes(), " and dtype ",
+      grad_output.dtype());
+}
+
+}  // namespace dcnv3
