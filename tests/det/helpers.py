@@ -1,6 +1,8 @@
 """Detectors of the official release under deterministic weights, built from our configs."""
 
 import functools
+import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -70,25 +72,37 @@ def official_state_dict(name):
     }
 
 
-def detector(name):
-    """The detector of our config with the converted golden weights, in evaluation mode."""
+def build(cfg):
+    """The detector of a config."""
     register_all_modules(init_default_scope=False)
     with DefaultScope.overwrite_default_scope('mmdet'):
-        model = revert_sync_batchnorm(MODELS.build(config(name).model))
+        return revert_sync_batchnorm(MODELS.build(cfg.model))
+
+
+def detector(name):
+    """The detector of our config with the converted golden weights, in evaluation mode."""
+    model = build(config(name))
     model.load_state_dict(convert_official(official_state_dict(name)))
     return model.eval()
 
 
-def preprocess(name, model):
-    """The golden image through our test pipeline: the input tensor and its data sample."""
+def golden_pipeline(name):
+    """Our test pipeline, at the scale of the golden run."""
     pipeline = config(name).test_dataloader.dataset.pipeline
     for step in pipeline:
         if step['type'] == 'Resize':
             assert sorted(step['scale']) == sorted(meta(name)['official_img_scale'][0])
             step['scale'] = tuple(meta(name)['test_pipeline_used'][1]['img_scale'])
+    return pipeline
+
+
+def preprocess(name, model):
+    """The golden image through our test pipeline: the input tensor and its data sample."""
     with DefaultScope.overwrite_default_scope('mmdet'):
         image = ROOT / 'tests' / 'golden' / meta(name)['image']
-        pack = Compose(pipeline)({'img_path': str(image), 'img_id': 0, 'instances': []})
+        pack = Compose(golden_pipeline(name))(
+            {'img_path': str(image), 'img_id': 0, 'instances': []}
+        )
     data = {'inputs': [pack['inputs']], 'data_samples': [pack['data_samples']]}
     data = model.data_preprocessor(data, False)
     return data['inputs'], data['data_samples']
@@ -179,3 +193,16 @@ class GoldenRandom:
     def patch(self, monkeypatch):
         for name in ('rand_like', 'randint_like', 'randperm'):
             monkeypatch.setattr(torch, name, getattr(self, name))
+
+
+_run_numbers = itertools.count()
+
+
+def run_tool(name, *args, options=()):
+    """Call the ``main`` of a tool as from a shell; returns what it returns."""
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # mmengine keeps visualizers and logs by name for the life of the process.
+    names = [f'{key}=det{next(_run_numbers)}' for key in ('visualizer.name', 'experiment_name')]
+    return module.main([*map(str, args), '--cfg-options', *names, *map(str, options)])

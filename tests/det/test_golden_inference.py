@@ -9,7 +9,7 @@ the stored ones. Measured: at most 2.3 (reference boxes of dino_t), and at most 
 
 In dino_t, whose image has 2301 tokens for 900 queries, neighbours in the ranking of the encoder's
 proposals are closer than float32 noise: the official run itself swaps two of them. That ranking is
-therefore put in, and the tolerances downstream are those of dino_t_like_q100, which has no such ties.
+therefore put in; the tolerances downstream are those of dino_t_like_q100, which has no such ties.
 """
 
 import functools
