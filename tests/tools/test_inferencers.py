@@ -4,28 +4,93 @@ import pytest
 import torch
 from golden.deterministic_weights import tensor_for
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from internimage_mm.checkpoint import CheckpointError, convert_to_official, loading
 
+from .conftest import BASE
+
+BACKBONE = dict(
+    channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], mlp_ratio=2.0, drop_path_rate=0.0
+)
+BACKBONE_CONFIG = dict(_delete_=True, type='InternImage', layer_scale=1.0, **BACKBONE)
+
+
+def tiny_dino(detector_config):
+    cfg = Config.fromfile(detector_config)
+    model = Config.fromfile(BASE / 'models' / 'dino-4scale_internimage.py').model
+    model.num_queries = 20
+    model.backbone = dict(BACKBONE_CONFIG, out_indices=(1, 2, 3))
+    del model.backbone['_delete_']
+    model.neck.in_channels = [32, 64, 128]
+    model.encoder.num_layers = model.decoder.num_layers = 2
+    model.bbox_head.num_classes = len(cfg.metainfo.classes)
+    model.test_cfg.max_per_img = 5
+    cfg.model = model
+    cfg.test_dataloader.dataset.pipeline[2].with_mask = False
+    return cfg
+
+
+def tiny_mask2former(segmentor_config):
+    cfg = Config.fromfile(segmentor_config)
+    model = Config.fromfile(BASE / 'models' / 'mask2former_internimage.py').model
+    model.data_preprocessor = cfg.model.data_preprocessor
+    model.backbone = dict(BACKBONE_CONFIG)
+    del model.backbone['_delete_']
+    head, num_classes = model.decode_head, len(cfg.metainfo.classes)
+    head.in_channels = [16, 32, 64, 128]
+    head.num_classes = num_classes
+    head.loss_cls.class_weight = [1.0] * num_classes + [0.1]
+    head.num_queries = 10
+    head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = 2
+    cfg.model = model
+    return cfg
+
+
+def tiny_classifier():
+    cfg = Config.fromfile(BASE / 'models' / 'internimage_conv-pooling.py')
+    cfg.model.backbone.update(BACKBONE)
+    cfg.model.neck.update(in_channels=128, out_channels=192)
+    cfg.model.head.update(in_channels=192, num_classes=7)
+    pipeline = Config.fromfile(BASE / 'datasets' / 'imagenet_224.py').test_pipeline
+    cfg.test_dataloader = dict(dataset=dict(type='ImageNet', pipeline=pipeline))
+    cfg.merge_from_dict(Config.fromfile(BASE / 'default_runtime_cls.py').to_dict())
+    return cfg
+
 
 @pytest.fixture(scope='module')
-def official_files(tmp_path_factory, detector_config, segmentor_config):
-    """Official files for the tiny detector and segmentor: other weights than those of new ones."""
+def configs(tmp_path_factory, detector_config, segmentor_config):
+    """Name to file: tiny models of five families."""
+    folder = tmp_path_factory.mktemp('configs')
+    files = {'Mask R-CNN': detector_config, 'UPerNet': segmentor_config}
+    for name, cfg in {
+        'DINO': tiny_dino(detector_config),
+        'Mask2Former': tiny_mask2former(segmentor_config),
+        'classifier': tiny_classifier(),
+    }.items():
+        files[name] = folder / f'{name}.py'
+        cfg.dump(files[name])
+    return files
+
+
+@pytest.fixture(scope='module')
+def official_files(tmp_path_factory, configs):
+    """Official files for them: other weights than those of new models."""
     folder = tmp_path_factory.mktemp('official')
     files = {}
-    for name, path in {'detector': detector_config, 'segmentor': segmentor_config}.items():
+    for name, path in configs.items():
         cfg = Config.fromfile(path)
-        init_default_scope(cfg.default_scope)
-        official = convert_to_official(MODELS.build(cfg.model).state_dict())
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            official = convert_to_official(MODELS.build(cfg.model).state_dict())
         weights = {k: official_tensor(k, v) for k, v in official.items()}
-        classes = cfg.metainfo.classes
-        palette = cfg.metainfo.get('palette')
         files[name] = folder / f'{name}.pth'
-        torch.save(
-            {'meta': {'CLASSES': classes, 'PALETTE': palette}, 'state_dict': weights}, files[name]
-        )
+        if name == 'classifier':
+            torch.save({'model': weights, 'epoch': 299}, files[name])
+            continue
+        classes, palette = cfg.metainfo.classes, cfg.metainfo.get('palette')
+        meta = {'CLASSES': classes, 'PALETTE': palette}
+        torch.save({'meta': meta, 'state_dict': weights}, files[name])
     return files
 
 
@@ -33,12 +98,38 @@ def official_tensor(name, like):
     return torch.from_numpy(tensor_for(name, list(like.shape), str(like.dtype).split('.')[-1]))
 
 
+# Some of the names that differ, ours to official.
+RENAMED = {
+    'DINO': {
+        'decoder.layers.1.self_attn.attn.in_proj_weight': (
+            'bbox_head.transformer.decoder.layers.1.attentions.0.attn.in_proj_weight'
+        ),
+        'level_embed': 'bbox_head.transformer.level_embeds',
+    },
+    'Mask2Former': {
+        f'decode_head.transformer_decoder.layers.1.{ours}.attn.in_proj_weight': (
+            f'decode_head.transformer_decoder.layers.1.attentions.{i}.attn.in_proj_weight'
+        )
+        for i, ours in enumerate(('cross_attn', 'self_attn'))
+    },
+    'classifier': {
+        'head.fc.weight': 'head.weight',
+        'neck.conv_head.0.weight': 'conv_head.0.weight',
+        'backbone.patch_embed.conv2.bias': 'patch_embed.conv2.bias',
+    },
+}
+
+
 def assert_loaded(model, file):
     state = model.state_dict()
-    weights = torch.load(file, weights_only=True)['state_dict']
-    assert state.keys() == weights.keys()
+    content = torch.load(file, weights_only=True)
+    weights = content.get('state_dict') or content['model']
+    official = convert_to_official(state)
+    assert official.keys() == weights.keys()
     for name, value in weights.items():
-        assert torch.equal(state[name], value), name
+        assert torch.equal(official[name], value), name
+    for ours, name in RENAMED.get(file.rpartition('/')[2][:-4], {}).items():
+        assert torch.equal(state[ours], weights[name])
 
 
 @pytest.fixture
@@ -46,32 +137,48 @@ def image(mini_coco):
     return str(next((mini_coco / 'val').glob('*.jpg')))
 
 
-def test_mmdet(detector_config, official_files, image):
+@pytest.mark.parametrize('name', ['Mask R-CNN', 'DINO'])
+def test_mmdet(configs, official_files, image, name):
     from mmdet.apis import DetInferencer, inference_detector, init_detector
 
-    file = str(official_files['detector'])
-    model = init_detector(str(detector_config), file, device='cpu')
+    config, file = str(configs[name]), str(official_files[name])
+    model = init_detector(config, file, device='cpu')
     assert_loaded(model, file)
-    assert model.dataset_meta['classes'] == Config.fromfile(detector_config).metainfo.classes
+    assert model.dataset_meta['classes'] == Config.fromfile(config).metainfo.classes
     expected = inference_detector(model, image).pred_instances
-    inferencer = DetInferencer(str(detector_config), file, device='cpu')
+    inferencer = DetInferencer(config, file, device='cpu')
     assert_loaded(inferencer.model, file)
     (result,) = inferencer(image, no_save_vis=True)['predictions']
     assert result['scores'] == pytest.approx(expected.scores.tolist())
     assert len(result['scores']) == 5
 
 
-def test_mmseg(segmentor_config, official_files, image):
+@pytest.mark.parametrize('name', ['UPerNet', 'Mask2Former'])
+def test_mmseg(configs, official_files, image, name):
     from mmseg.apis import MMSegInferencer, inference_model, init_model
 
-    file = str(official_files['segmentor'])
-    model = init_model(str(segmentor_config), file, device='cpu')
+    config, file = str(configs[name]), str(official_files[name])
+    model = init_model(config, file, device='cpu')
     assert_loaded(model, file)
     expected = inference_model(model, image).pred_sem_seg.data[0]
-    inferencer = MMSegInferencer(str(segmentor_config), file, device='cpu', dataset_name='ade20k')
+    inferencer = MMSegInferencer(config, file, device='cpu', dataset_name='ade20k')
     assert_loaded(inferencer.model, file)
     labels = inferencer(image)['predictions']
     assert torch.equal(torch.from_numpy(labels), expected)
+
+
+def test_mmpretrain(configs, official_files, image):
+    from mmpretrain import ImageClassificationInferencer, get_model
+
+    config, file = str(configs['classifier']), str(official_files['classifier'])
+    model = get_model(config, pretrained=file, device='cpu')
+    assert_loaded(model, file)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # other libraries were in use before
+        inferencer = ImageClassificationInferencer(config, pretrained=file, device='cpu')
+        assert_loaded(inferencer.model, file)
+        (result,) = inferencer(image)
+    assert result['pred_scores'].shape == (7,)
+    assert result['pred_scores'].std() > 0
 
 
 def test_another_number_of_classes_is_an_error(segmentor_config, official_files):
@@ -81,12 +188,12 @@ def test_another_number_of_classes_is_an_error(segmentor_config, official_files)
     options = {'model.decode_head.num_classes': 19, 'model.auxiliary_head.num_classes': 19}
     cfg = Config.fromfile(segmentor_config)
     cfg.merge_from_dict(options)
-    file = str(official_files['segmentor'])
+    file = str(official_files['UPerNet'])
     for build in (
         lambda: init_model(cfg, file, device='cpu'),
         lambda: MMSegInferencer(cfg, file, device='cpu'),
     ):
-        with pytest.raises(CheckpointError, match=r'segmentor\.pth does not fit EncoderDecoder'):
+        with pytest.raises(CheckpointError, match=r'UPerNet\.pth does not fit EncoderDecoder'):
             build()
 
 
@@ -97,7 +204,7 @@ def stock_runner(config, work_dir, **changes):
 
 
 def test_stock_runner_tests_strictly(tmp_path, segmentor_config, official_files):
-    file = str(official_files['segmentor'])
+    file = str(official_files['UPerNet'])
     runner = stock_runner(segmentor_config, tmp_path / 'fits', load_from=file)
     runner.load_or_resume()
     assert_loaded(runner.model, file)
@@ -112,7 +219,7 @@ def test_stock_runner_tests_strictly(tmp_path, segmentor_config, official_files)
 def test_stock_runner_fine_tunes(tmp_path, segmentor_config, official_files, monkeypatch):
     warnings = []
     monkeypatch.setattr(loading, 'print_log', lambda message, **kwargs: warnings.append(message))
-    file = official_files['segmentor']
+    file = official_files['UPerNet']
     runner = stock_runner(
         segmentor_config, tmp_path / 'tuned', load_from=str(file),
         **{'model.decode_head.num_classes': 11, 'train_cfg.max_iters': 1, 'custom_hooks': []},
