@@ -45,7 +45,8 @@ class UserError(Exception):
 def reports_user_errors(main: Callable) -> Callable:
     """Make a tool end with one line ``error: ...`` and exit code 1 after a user's mistake.
 
-    Errors in our own code keep their traceback.
+    Errors in our own code keep their traceback; with the environment variable
+    ``INTERNIMAGE_MM_TRACEBACK=1`` these do as well.
     """
 
     @functools.wraps(main)
@@ -53,6 +54,8 @@ def reports_user_errors(main: Callable) -> Callable:
         try:
             return main(*args, **kwargs)
         except (UserError, CheckpointError) as error:
+            if os.environ.get('INTERNIMAGE_MM_TRACEBACK', '0') != '0':
+                raise
             sys.exit(f'error: {error}')
 
     return wrapper

@@ -3,6 +3,8 @@
 import logging
 import os
 import os.path as osp
+import traceback
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,11 @@ class InternImageRunner(Runner):
             return super().build_model(model)
         except (ValueError, TypeError, KeyError) as error:
             message = error.args[0] if error.args else type(error).__name__
-            raise UserError(f'the model of the config cannot be built: {message}') from error
+            raised = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f'the model of the config cannot be built: {message} (raised in {raised.filename}, '
+                f'line {raised.lineno})'
+            ) from error
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = dict(hooks or {})
@@ -88,15 +94,32 @@ class _SaveThenRemoveHook(CheckpointHook):
     """mmengine removes the outdated checkpoint first: with ``max_keep_ckpts=1`` there is then none
     while the next one is being written."""
 
+    max_keep_ckpts: int
+    keep_ckpt_ids: deque[int]
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = None
-        full = self.max_keep_ckpts > 0 and len(self.keep_ckpt_ids) == self.max_keep_ckpts
-        if full and self.keep_ckpt_ids[-1] != step:
-            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-            outdated = self.file_backend.join_path(self.out_dir, name)
-        super()._save_checkpoint_with_step(runner, step, meta)
-        if outdated and is_main_process() and self.file_backend.isfile(outdated):
-            self.file_backend.remove(outdated)
+        keep = self.max_keep_ckpts
+        if keep <= 0:
+            super()._save_checkpoint_with_step(runner, step, meta)
+            return
+        # The new checkpoint lists one more than are to be kept. If the process dies before the
+        # outdated one is removed, the hook does so when the training is resumed.
+        self.max_keep_ckpts, self.keep_ckpt_ids = keep + 1, deque(self.keep_ckpt_ids)
+        try:
+            super()._save_checkpoint_with_step(runner, step, meta)
+        finally:
+            self.max_keep_ckpts = keep
+        while len(self.keep_ckpt_ids) > keep:
+            outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            if is_main_process():
+                self._remove(self.file_backend.join_path(self.out_dir, outdated))
+        runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+
+    def _remove(self, path: str) -> None:
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):  # DeepSpeed's
+            self.file_backend.rmtree(path)
 
 
 def latest_checkpoint(work_dir: str) -> str | None:

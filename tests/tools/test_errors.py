@@ -1,12 +1,15 @@
 """Every mistake a user can make gets one clear line, before anything heavy."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+
+from internimage_mm.cli import UserError
 
 from .conftest import BASE, ROOT, error_of, load_tool, run_tool
 
@@ -103,6 +106,17 @@ def test_model_that_cannot_be_built(tmp_path, detector_config, option, expected)
     message = error_of('train', detector_config, '--work-dir', tmp_path, options=[option])
     assert 'the model of the config cannot be built' in message
     assert expected in message
+    assert re.search(r'raised in .*\.py, line \d+', message)
+
+
+def test_traceback_on_request(tmp_path, detector_config, monkeypatch):
+    monkeypatch.setenv('INTERNIMAGE_MM_TRACEBACK', '1')
+    with pytest.raises(UserError) as error:
+        run_tool(
+            'train', detector_config, '--work-dir', tmp_path,
+            options=['model.backbone.arch=enormous'],
+        )  # fmt: skip
+    assert isinstance(error.value.__cause__, ValueError)
 
 
 # --- options ----------------------------------------------------------------------------------

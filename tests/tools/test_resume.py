@@ -8,8 +8,9 @@ import time
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend
 
-from internimage_mm.engine import latest_checkpoint
+from internimage_mm.engine import _SaveThenRemoveHook, latest_checkpoint
 
 from .conftest import ROOT, error_of, run_tool
 
@@ -72,6 +73,39 @@ def test_killed_while_writing_a_checkpoint(tmp_path, segmentor_config, keep):
         assert [g['lr'] for g in resumed['optimizer']['param_groups']] == pytest.approx(
             [g['lr'] for g in undisturbed['optimizer']['param_groups']]
         )
+
+
+KILLED_BEFORE_REMOVING = """
+import os, signal, sys
+from mmengine.fileio import LocalBackend
+
+LocalBackend.remove = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
+sys.path.insert(0, '{tools}')
+import train
+train.main({args})
+"""
+
+
+def test_killed_before_the_outdated_checkpoint_is_removed(tmp_path, segmentor_config):
+    options = ['default_hooks.checkpoint.max_keep_ckpts=1', 'train_cfg.max_iters=3']
+    args = [str(segmentor_config), '--work-dir', str(tmp_path), '--cfg-options', *options]
+    script = KILLED_BEFORE_REMOVING.format(tools=ROOT / 'tools', args=args)
+    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert names(tmp_path) == ['iter_1.pth', 'iter_2.pth']
+    run_tool('train', segmentor_config, '--work-dir', tmp_path, '--resume', options=options)
+    assert names(tmp_path) == ['iter_3.pth']
+
+
+def test_outdated_folder_is_removed(tmp_path):
+    """DeepSpeed's checkpoints are folders."""
+    hook = _SaveThenRemoveHook()
+    hook.file_backend = LocalBackend()
+    (tmp_path / 'iter_1.pth').mkdir()
+    (tmp_path / 'iter_1.pth' / 'mp_rank_00_model_states.pt').touch()
+    hook._remove(str(tmp_path / 'iter_1.pth'))
+    assert names(tmp_path) == []
+    hook._remove(str(tmp_path / 'iter_1.pth'))
 
 
 def test_killed_at_any_moment(tmp_path, segmentor_config):
