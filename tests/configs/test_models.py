@@ -13,7 +13,7 @@ from release import ours, zoo
 
 from internimage_mm.checkpoint import convert_official
 
-DETSEG = [path for path in zoo.DETECTION + zoo.SEGMENTATION if path in zoo.models()]
+DETSEG = zoo.DETECTION + zoo.SEGMENTATION
 
 # Optimizers that were not recorded, and a recorded one of the same model and settings.
 SAME_OPTIMIZER = {

@@ -15,9 +15,23 @@ from release.compare import Explanations, differences, listing
 from release.describe import describe
 from release.training_terms import new_curve, official_curve
 
-DETSEG = [path for path in zoo.DETECTION + zoo.SEGMENTATION if path in zoo.models()]
+DETSEG = zoo.DETECTION + zoo.SEGMENTATION
 # Shorter epochs than COCO's 7330 iterations: enough for warm-up and milestones.
 EPOCH_LENGTH = 600
+
+
+def test_every_official_config_has_exactly_one_of_ours():
+    counts = zoo.COUNTS
+    assert len(zoo.ENTRIES) == counts['all'] == 67
+    assert len(zoo.DETECTION) == counts['detection']['total']
+    assert len(zoo.SEGMENTATION) == counts['segmentation']['total']
+    assert set(zoo.models()) == set(zoo.ENTRIES)
+    configs = [model['Config'] for model in zoo.models().values()]
+    assert sorted(configs) == sorted(
+        path.relative_to(zoo.ROOT).as_posix()
+        for path in (zoo.ROOT / 'configs').glob('*/*.py')
+        if path.parent.name != 'quickstart' and '_base_' not in path.parts
+    )
 
 
 @functools.cache

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, MODELS
 from release import ours, zoo
 from release.data_terms import leaf_datasets, train_leaves
 
-DETSEG = [path for path in zoo.DETECTION + zoo.SEGMENTATION if path in zoo.models()]
+DETSEG = zoo.DETECTION + zoo.SEGMENTATION
 HEIGHT, WIDTH = 120, 170
 CLASSES = {
     'ADE20KDataset': 150,

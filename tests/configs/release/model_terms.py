@@ -9,7 +9,7 @@ from internimage_mm.backbones.presets import ALIASES, architecture
 from internimage_mm.migration.models import CLASSES
 
 _OFFICIAL_NAMES = {ours: official for official, ours in CLASSES.items()}
-_LETTERS = {name: letter.upper() for letter, name in ALIASES.items()}
+LETTERS = {name: letter.upper() for letter, name in ALIASES.items()}
 _CB_DEFAULTS = {'cb_zero_init': True, 'cb_del_stages': 1}
 
 
@@ -53,7 +53,7 @@ def backbone(cfg, expected):
     name = given.pop('arch')
     name = ALIASES.get(name, name)
     preset = architecture(name)
-    settings = {**InternImage.DEFAULTS, **preset, **given, 'variant': _LETTERS[name]}
+    settings = {**InternImage.DEFAULTS, **preset, **given, 'variant': LETTERS[name]}
     if given['type'] == 'CBInternImage':
         settings = {**_CB_DEFAULTS, **settings}
     # Arguments of ours that the table does not list must be at their default.
