@@ -1,16 +1,18 @@
 """One image through a classifier."""
 
+from typing import Any
+
 from mmengine.dataset import Compose, default_collate
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
-from torch import nn, no_grad
+from torch import no_grad
 
 
-def classify_image(model: nn.Module, image_path: str) -> DataSample:
+def classify_image(model: Any, image_path: str) -> DataSample:
     """Classify an image file with the test pipeline of the model's config.
 
     Args:
-        model: A classifier in evaluation mode with its config as ``model.cfg``.
+        model (nn.Module): A classifier in evaluation mode with its config as ``model.cfg``.
         image_path: The image.
 
     Returns:

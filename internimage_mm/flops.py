@@ -1,0 +1,185 @@
+"""Multiply-adds of a model by the counting rules behind the official FLOPs columns.
+
+The official ``get_flops.py`` scripts hook modules by mmcv 1.x's rules and add the deformable op by
+a formula. Here the same is counted on the meta device, so that the largest model needs no memory:
+
+* convolutions, transposed convolutions and linear layers: one for each multiplication with a
+  weight, and (convolutions only) one for each addition of a bias;
+* norms: one per input element, two if they have weights; SyncBN: none;
+* pooling: one per input element; ReLU and upsampling modules: one per output element;
+* DCNv3: 5 for each channel of each of the sampling points of each pixel;
+* everything else (GELU, softmax, attention products, functional calls): none.
+
+Detectors with regions of interest are counted with 1000 boxes and 100 masks. Auxiliary heads, which
+only train, are not counted.
+"""
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+from ops_dcnv3.modules import DCNv3
+
+_NUM_BOXES, _NUM_MASKS = 1000, 100
+DEFAULT_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
+"""Height and width that the official scripts take; a classifier has its crop size."""
+
+
+def build_meta_model(cfg: Config) -> nn.Module:
+    """The model of a config on the meta device: shapes and names, no memory."""
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model).eval()
+
+
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width for which a model of this kind is counted by default."""
+    if cfg.default_scope in DEFAULT_SHAPES:
+        return DEFAULT_SHAPES[cfg.default_scope]
+    crop = next(
+        step['crop_size']
+        for step in cfg.test_dataloader.dataset.pipeline
+        if step['type'] == 'CenterCrop'
+    )
+    return (crop, crop) if isinstance(crop, int) else tuple(crop)
+
+
+@torch.no_grad()
+def count_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
+    """Count the multiply-adds of one image.
+
+    Args:
+        model: A detector, segmentor or classifier on the meta device.
+        height: Of the image in pixels.
+        width: Likewise.
+
+    Returns:
+        The counts of the model's parts (``backbone``, ``neck``, ...) and their sum as ``total``.
+
+    Raises:
+        ValueError: The model is none of those that the release publishes FLOPs of.
+    """
+    counts: dict[str, int] = defaultdict(int)
+    handles = []
+    for name, module in model.named_modules():
+        rule = next((rule for types, rule in _RULES if isinstance(module, types)), None)
+        if rule is not None:
+            hook = functools.partial(_add, counts, name.split('.')[0], rule)
+            handles.append(module.register_forward_hook(hook))
+    try:
+        _forward(model, torch.empty(1, 3, height, width, device='meta'))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {**counts, 'total': sum(counts.values())}
+
+
+def _add(counts: dict[str, int], part: str, rule: Callable, module, inputs, output) -> None:
+    counts[part] += rule(module, inputs[0], output)
+
+
+def _forward(model: Any, images: Tensor) -> None:
+    """What inference computes, without the parts that need values (proposals, sampling)."""
+    if hasattr(model, 'roi_head'):
+        feats = model.extract_feat(images)
+        model.rpn_head(feats)
+        _regions(model.roi_head.bbox_head, model.roi_head.bbox_roi_extractor, _NUM_BOXES)
+        if model.roi_head.with_mask:
+            _regions(model.roi_head.mask_head, model.roi_head.mask_roi_extractor, _NUM_MASKS)
+    elif hasattr(model, 'decode_head'):
+        feats = model.extract_feat(images)
+        if hasattr(model.decode_head, 'pixel_decoder'):
+            decoder = model.decode_head.pixel_decoder
+            decoder.forward = functools.partial(_pixel_decoder, decoder)
+            try:
+                model.decode_head(feats, [None] * len(images))
+            finally:
+                del decoder.forward
+        else:
+            model.decode_head(feats)
+    elif hasattr(model, 'extract_feat') and hasattr(model, 'head'):
+        model.head(model.extract_feat(images))
+    else:
+        raise ValueError(
+            f'{type(model).__name__} cannot be counted: known are detectors with regions of '
+            'interest (Mask R-CNN, Cascade), segmentors and classifiers. The release publishes no '
+            'FLOPs of DINO'
+        )
+
+
+def _regions(heads: Any, extractors: Any, number: int) -> None:
+    many = isinstance(heads, nn.ModuleList)
+    pairs = zip(heads, extractors, strict=True) if many else [(heads, extractors)]
+    for head, extractor in pairs:
+        size = extractor.roi_layers[0].output_size
+        shape = (
+            number,
+            extractor.out_channels,
+            *(size if isinstance(size, tuple) else (size,) * 2),
+        )
+        head(torch.empty(shape, device='meta'))
+
+
+def _pixel_decoder(decoder: Any, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The layers of Mask2Former's pixel decoder; mmdet's forward reads sizes from tensors."""
+    levels = [
+        conv(feats[decoder.num_input_levels - 1 - i]) for i, conv in enumerate(decoder.input_convs)
+    ]
+    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+    for layer in decoder.encoder.layers:
+        attention = layer.self_attn
+        attention.sampling_offsets(tokens)
+        attention.attention_weights(tokens)
+        tokens = layer.norms[0](attention.output_proj(attention.value_proj(tokens)))
+        tokens = layer.norms[1](layer.ffn(tokens))
+    parts = tokens.split([level[0, 0].numel() for level in levels], dim=1)
+    outputs = [
+        part.transpose(1, 2).reshape(level.shape) for part, level in zip(parts, levels, strict=True)
+    ]
+    for i in reversed(range(decoder.num_input_levels - decoder.num_encoder_levels)):
+        lateral = decoder.lateral_convs[i](feats[i])
+        up = nn.functional.interpolate(outputs[-1], lateral.shape[-2:], mode='bilinear')
+        outputs.append(decoder.output_convs[i](lateral + up))
+    return decoder.mask_feature(outputs[-1]), outputs[: decoder.num_outs]
+
+
+def _conv(module: nn.Conv2d, x: Tensor, output: Tensor) -> int:
+    positions = output[:, 0].numel()
+    weights = module.weight.numel() + (0 if module.bias is None else module.out_channels)
+    return positions * weights
+
+
+def _deconv(module: nn.ConvTranspose2d, x: Tensor, output: Tensor) -> int:
+    bias = 0 if module.bias is None else output.numel()
+    return x[:, 0].numel() * module.weight.numel() + bias
+
+
+def _linear(module: nn.Linear, x: Tensor, output: Tensor) -> int:
+    return x.numel() * module.out_features
+
+
+def _norm(module: Any, x: Tensor, output: Tensor) -> int:
+    return x.numel() * (1 if module.weight is None else 2)
+
+
+def _dcn(module: DCNv3, x: Tensor, output: Tensor) -> int:
+    points = math.prod((module.kernel_size,) * 2) - int(module.remove_center)
+    return 5 * points * output.numel()
+
+
+_RULES: tuple[tuple[tuple[type[nn.Module], ...], Callable[..., int]], ...] = (
+    ((nn.ConvTranspose2d,), _deconv),
+    ((nn.Conv2d,), _conv),
+    ((nn.Linear,), _linear),
+    ((nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm), _norm),
+    ((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), lambda module, x, output: x.numel()),
+    ((nn.ReLU, nn.Upsample), lambda module, x, output: output.numel()),
+    ((DCNv3,), _dcn),
+)

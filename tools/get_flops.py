@@ -1,0 +1,79 @@
+"""Counts parameters and multiply-adds of models as the official get_flops.py scripts do."""
+
+import argparse
+import math
+
+from mmengine.config import DictAction
+from rich.console import Console
+from rich.table import Table
+
+from internimage_mm.cli import UserError, load_config, reports_user_errors
+from internimage_mm.flops import build_meta_model, count_flops, default_shape
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', nargs='+', help='config file(s)')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar='N',
+        help='height and width of the image, or one number for both (default: 800 1280 for '
+        'detectors, 512 2048 for segmentors, the crop size for classifiers)',
+    )
+    parser.add_argument(
+        '--size-divisor',
+        type=int,
+        default=32,
+        help='height and width are rounded up to a multiple of it (default: 32)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that override the config: model.backbone.arch=small',
+    )
+    args = parser.parse_args(argv)
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
+        parser.error(f'--shape takes one or two positive numbers, got {args.shape}')
+    if args.size_divisor < 1:
+        parser.error(f'--size-divisor must be positive, got {args.size_divisor}')
+    return args
+
+
+@reports_user_errors
+def main(argv: list[str] | None = None) -> list[dict]:
+    args = parse_args(argv)
+    rows = []
+    for path in args.config:
+        cfg = load_config(path, args.cfg_options)
+        model = build_meta_model(cfg)
+        shape = args.shape * (3 - len(args.shape)) if args.shape else default_shape(cfg)
+        height, width = (math.ceil(n / args.size_divisor) * args.size_divisor for n in shape)
+        try:
+            counts = count_flops(model, height, width)
+        except ValueError as error:
+            raise UserError(f'{path}: {error}') from error
+        parameters = sum(p.numel() for p in model.parameters())
+        rows.append(dict(path=path, shape=(height, width), parameters=parameters, counts=counts))
+
+    table = Table(title='FLOPs (multiply-adds) of one image')
+    for column in ('config', 'shape', 'parameters', 'FLOPs', 'of which'):
+        table.add_column(column, justify='left' if column in ('config', 'of which') else 'right')
+    for row in rows:
+        parts = (f'{k} {v / 1e9:.1f}G' for k, v in row['counts'].items() if k != 'total')
+        table.add_row(
+            row['path'],
+            '{}x{}'.format(*row['shape']),
+            f'{row["parameters"] / 1e6:.1f}M',
+            f'{row["counts"]["total"] / 1e9:.1f}G',
+            ', '.join(parts),
+        )
+    Console(soft_wrap=True).print(table)
+    return rows
+
+
+if __name__ == '__main__':
+    main()
