@@ -118,7 +118,7 @@ def _similar_configs(path: str) -> str:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Check that the data sets of a config are there and that their categories are known.
+    """Check that the data sets of a config are there and complete, with known categories.
 
     Args:
         cfg: The whole config.
@@ -127,7 +127,8 @@ def check_data(cfg: Config, *splits: str) -> None:
     Raises:
         UserError: A folder or an annotation file is missing (the message says how to get it), or a
             COCO annotation file is damaged, lacks a class of the config, or uses a category that it
-            does not define. mmdet would drop such objects without a word.
+            does not define (mmdet would drop such objects without a word), or a segmentation data
+            set has no images, or images without a label map.
     """
     checked = set()
     for split in splits:
@@ -137,12 +138,16 @@ def check_data(cfg: Config, *splits: str) -> None:
         for dataset in _leaf_datasets(loader['dataset']):
             for path in _paths_of(dataset):
                 _check_exists(path, split)
+            # In distributed training one process of each machine reads the files.
+            if int(os.environ.get('LOCAL_RANK', 0)) != 0:
+                continue
             ann_file = _annotation_file(dataset)
             classes = _coco_classes(dataset, cfg.get('default_scope'))
-            # In distributed training one process of each machine reads the file.
-            if classes and ann_file not in checked and int(os.environ.get('LOCAL_RANK', 0)) == 0:
+            if classes and ann_file not in checked:
                 _check_coco_categories(ann_file, classes)
                 checked.add(ann_file)
+            if cfg.get('default_scope') == 'mmseg':
+                _check_image_pairs(dataset, split)
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
             if evaluator.get('ann_file'):
@@ -169,6 +174,40 @@ def _paths_of(dataset: dict) -> Iterator[str]:
     for part in (dataset.get('ann_file'), *prefixes):
         if part:
             yield osp.join(root, part)
+
+
+def _check_image_pairs(dataset: dict, split: str) -> None:
+    """Check the files that a segmentation data set is going to read: images and label maps."""
+    from mmseg.datasets import BaseSegDataset
+
+    with DATASETS.switch_scope_and_registry('mmseg') as registry:
+        cls = registry.get(dataset['type'])
+        if not (isinstance(cls, type) and issubclass(cls, BaseSegDataset)):
+            return
+        built = cls(
+            **{k: v for k, v in dataset.items() if k not in ('type', 'pipeline', 'lazy_init')},
+            lazy_init=True,
+        )
+    if any('://' in folder for folder in built.data_prefix.values() if folder):
+        return
+    samples = built.load_data_list()
+    if not samples:
+        listed = f' of {built.ann_file}' if built.ann_file else ''
+        raise UserError(
+            f'the {split} data has no images: there is no *{built.img_suffix}{listed} in '
+            f'{built.data_prefix["img_path"]}; {_data_hint(built.data_prefix["img_path"])}'
+        )
+    there: dict[str, set[str]] = {}  # one listing of a folder instead of a question per file
+    for key, what in (('img_path', 'images'), ('seg_map_path', 'label maps')):
+        paths = [sample[key] for sample in samples if sample.get(key)]
+        for folder in {osp.dirname(path) for path in paths} - there.keys():
+            there[folder] = set(os.listdir(folder)) if osp.isdir(folder) else set()
+        missing = [p for p in paths if osp.basename(p) not in there[osp.dirname(p)]]
+        if missing:
+            raise UserError(
+                f'the {split} data lacks {len(missing)} of {len(paths)} {what}: '
+                f'{_some(missing[:1])} does not exist; {_data_hint(missing[0])}'
+            )
 
 
 def _annotation_file(dataset: dict) -> str:

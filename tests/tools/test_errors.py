@@ -142,7 +142,7 @@ def test_out_is_not_a_pickle_file(detector_config, capsys):
 
 def test_tta_without_settings(segmentor_config, segmentor_run):
     message = error_of('test', segmentor_config, segmentor_run / 'iter_2.pth', '--tta')
-    assert '--tta needs tta_model and tta_pipeline in the config' in message
+    assert '--tta needs tta_pipeline in the config' in message
     assert str(segmentor_config) in message
 
 
