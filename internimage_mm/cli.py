@@ -35,7 +35,14 @@ _README_OF = {
     'mapillary': {'mapillary'},
     'nyu': {'nyu_depth_v2'},
     'pascal-context': {'voc2010'},
+    'crowdhuman': {'crowdhuman'},
+    'lvis': {'lvis_v1'},
+    'objects365': {'objects365'},
+    'openimages': {'openimages'},
+    'voc': {'vocdevkit'},
 }
+# Further files of a data set, by the argument that names them.
+_FILES = ('ann_file', 'label_file', 'hierarchy_file', 'meta_file', 'image_level_ann_file')
 
 
 class UserError(Exception):
@@ -171,7 +178,7 @@ def _paths_of(dataset: dict) -> Iterator[str]:
         yield root
     prefixes = dataset.get('data_prefix') or dataset.get('split') or {}  # mmpretrain: one folder
     prefixes = [prefixes] if isinstance(prefixes, str) else prefixes.values()
-    for part in (dataset.get('ann_file'), *prefixes):
+    for part in (*(dataset.get(key) for key in _FILES), *prefixes):
         if part:
             yield osp.join(root, part)
 

@@ -198,11 +198,16 @@ class GoldenRandom:
 _run_numbers = itertools.count()
 
 
-def run_tool(name, *args, options=()):
-    """Call the ``main`` of a tool as from a shell; returns what it returns."""
+def load_tool(name):
+    """A file of ``tools`` as a module."""
     spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def run_tool(name, *args, options=()):
+    """Call the ``main`` of a tool as from a shell; returns what it returns."""
     # mmengine keeps visualizers and logs by name for the life of the process.
     names = [f'{key}=det{next(_run_numbers)}' for key in ('visualizer.name', 'experiment_name')]
-    return module.main([*map(str, args), '--cfg-options', *names, *map(str, options)])
+    return load_tool(name).main([*map(str, args), '--cfg-options', *names, *map(str, options)])

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from internimage_mm.data import MINI_COCO_CLASSES, make_mini_coco
+from internimage_mm.det import InternImageDINOHead
 
 TINY = dict(channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], drop_path_rate=0.0)
 BATCH = 2
@@ -152,3 +153,61 @@ def test_two_iterations(kind, mini_coco, tmp_path):
     assert set(state) == set(range(len(names))) and len(names) == len(list(model.parameters()))
     idle = {name for i, name in enumerate(names) if not state[i]['exp_avg'].any()}
     assert idle == IDLE.get(kind, set())
+
+
+def tiny_model(kind, root):
+    return helpers.build(reduce(Config.fromfile(helpers.ROOT / 'configs' / CONFIGS[kind]), root))
+
+
+def samples(*counts):
+    """Data samples of 64x96 images with so many objects each."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = [torch.rand(n, 2, generator=generator) * 30 for n in counts]
+    info = {
+        'img_metas': [dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (64, 96))]
+        * len(counts),
+        'gt_bboxes': [torch.cat([b, b + 25], 1).tolist() for b in boxes],
+        'gt_labels': [list(range(n)) for n in counts],
+    }
+    found = helpers.training_samples(info)
+    for sample, n in zip(found, counts, strict=True):
+        sample.gt_instances.bboxes = sample.gt_instances.bboxes.reshape(n, 4)
+    return found
+
+
+@pytest.mark.parametrize('kind', ['dino', 'cb-dino'])
+def test_images_without_objects(kind, tmp_path):
+    model = tiny_model(kind, tmp_path).train()
+    model.init_weights()
+    losses = model.loss(torch.randn(2, 3, 64, 96), samples(0, 0))
+    total = sum(value for name, value in losses.items() if 'loss' in name)
+    assert total.isfinite()
+    total.sum().backward()
+    # Distributed training needs a gradient for each parameter, be it zero.
+    idle = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert idle == set()
+
+
+def test_branches_of_cb_dino_are_those_of_dino(tmp_path):
+    """With two images, each half of the batch has the losses of DINO on its features.
+
+    Compared without the denoising queries, whose noise is drawn anew; the others do not see them.
+    """
+    torch.manual_seed(0)
+    model = tiny_model('cb-dino', tmp_path).train()
+    images, data_samples = torch.randn(2, 3, 64, 96), samples(3, 1)
+    losses = model.loss(images, data_samples)
+    features = model.backbone(images)
+    for branch, weight in enumerate((0.5, 1)):
+        suffix = f'{branch}_w0.5' if weight == 0.5 else f'{branch}'
+        head_inputs = model.forward_transformer(model.neck(features[branch]), data_samples)
+        expected = InternImageDINOHead.loss(
+            model.bbox_head, **head_inputs, batch_data_samples=data_samples
+        )
+        compared = [name for name in expected if 'dn_' not in name]
+        assert len(compared) == 3 * 3  # two decoder layers and the encoder
+        for name in compared:
+            # Measured: 5e-7.
+            torch.testing.assert_close(
+                losses[name + suffix], weight * expected[name], rtol=1e-5, atol=1e-7
+            )
