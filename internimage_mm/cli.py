@@ -161,6 +161,19 @@ def check_data(cfg: Config, *splits: str) -> None:
                 _check_exists(evaluator['ann_file'], split)
 
 
+def dataset_meta(cfg: Config) -> dict:
+    """Classes and colours of the config's test data, which need not be on this machine.
+
+    Args:
+        cfg: The whole config; its default scope has to be the current one.
+    """
+    dataset = {**cfg.test_dataloader.dataset, 'lazy_init': True}
+    if cfg.get('default_scope') == 'mmseg':
+        # Some of mmseg's data sets assert even so that their folder is there.
+        dataset.update(data_root=os.curdir, data_prefix={'img_path': ''}, ann_file='')
+    return DATASETS.build(dataset).metainfo
+
+
 def _leaf_datasets(dataset: dict) -> Iterator[dict]:
     """Look through the wrappers (RepeatDataset, ConcatDataset and their like)."""
     if 'datasets' in dataset:

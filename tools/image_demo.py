@@ -7,10 +7,10 @@ import cv2
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 
 from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
-from internimage_mm.cli import UserError, load_config, reports_user_errors
+from internimage_mm.cli import UserError, dataset_meta, load_config, reports_user_errors
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -40,9 +40,7 @@ def build_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Modu
     checkpoint = read_checkpoint(checkpoint_path, mmap=True)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.load_state_dict(fit_state_dict(checkpoint, model, checkpoint_path), strict=False)
-    # The classes and colours come from the config's data set, which need not be on this machine.
-    dataset = DATASETS.build({**cfg.test_dataloader.dataset, 'lazy_init': True})
-    model.dataset_meta = dataset.metainfo
+    model.dataset_meta = dataset_meta(cfg)
     model.cfg = cfg
     return model.to(device).eval()
 

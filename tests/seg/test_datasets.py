@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmseg.datasets import CityscapesDataset
 
-from internimage_mm.cli import UserError, check_data
+from internimage_mm.cli import UserError, check_data, dataset_meta
 
 from .helpers import ROOT
 
@@ -261,3 +261,23 @@ def test_no_data_at_all(tmp_path, config, missing, readme):
         check_data(cfg, 'train')
     assert f'the train data needs {tmp_path / missing}' in str(error.value)
     assert f'configs/{readme}/README.md says where to get it' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'classes'),
+    [
+        ('ade20k', 150),
+        ('cityscapes', 19),
+        ('coco-stuff', 171),
+        ('mapillary', 19),
+        ('nyu', 40),
+        ('pascal-context', 59),
+    ],
+)
+def test_classes_and_colours_without_data(folder, classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (CONFIGS / folder).glob('*.py'):
+        cfg = Config.fromfile(path)
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            meta = dataset_meta(cfg)
+        assert len(set(meta['classes'])) == len(meta['palette']) == classes

@@ -2,7 +2,7 @@
 
 Tolerances are three times what was measured on a CPU with AVX-512 and rounded up to one digit. The
 official code itself moves by as much between two machines (``f32_vs_f64_max_abs`` in the files);
-label maps are the same at every pixel.
+label maps are the same at every pixel. Of the recorded arrays a part is kept, as their names say.
 """
 
 import numpy as np
