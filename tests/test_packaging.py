@@ -114,6 +114,18 @@ def test_mim_finds_every_model_in_the_wheel(site, tmp_path):
     assert [line[11:] for line in output.splitlines() if line.startswith('config id: ')] == names
 
 
+def test_mim_downloads(site, tmp_path):
+    """The file is there already, as no network is."""
+    name = 'mask-rcnn_internimage-t_fpn_1x_coco'
+    weights = tmp_path / 'mask_rcnn_internimage_t_fpn_1x_coco.pth'
+    weights.touch()
+    output = mim(
+        'download', 'internimage_mm', '--config', name, '--dest', tmp_path, site=site, cwd=tmp_path
+    )
+    assert f'{weights.name} exists in {tmp_path}' in output
+    assert "type='MaskRCNN'" in (tmp_path / f'{name}.py').read_text()
+
+
 def test_mim_trains_and_tests_from_the_wheel(site, tmp_path):
     """A config of the wheel by its name, and one elsewhere that inherits it."""
     from internimage_mm.data import make_mini_ade20k
