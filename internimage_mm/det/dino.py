@@ -2,9 +2,33 @@
 
 import torch
 from mmdet.models import DINO, DINOHead
-from mmdet.models.layers import inverse_sigmoid
+from mmdet.models.layers import MLP, inverse_sigmoid
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+
+class ReferencePointHead(MLP):
+    """From encoded boxes to positional queries, in the official width.
+
+    Officially and in mmdet 3.3, each of a box's four coordinates is encoded as the sine and cosine
+    of 64 wavelengths. onedl-mmdetection 3.5 takes 128, and twice the input channels in this layer,
+    so that no published weights fit. Every other of its wavelengths is an official one, to the last
+    bit; these are taken.
+
+    Args:
+        embed_dims: C, the channels of a query.
+    """
+
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__(embed_dims * 2, embed_dims, embed_dims, 2)
+        self.in_channels = embed_dims * 2
+
+    def forward(self, encoding: Tensor) -> Tensor:
+        """Map (N, queries, 2 * C), or twice as many channels, to (N, queries, C)."""
+        if encoding.shape[-1] == 2 * self.in_channels:
+            # Pairs of sine and cosine; the second of two pairs is of a wavelength in between.
+            encoding = encoding.unflatten(-1, (-1, 4))[..., :2].flatten(-2)
+        return super().forward(encoding)
 
 
 @MODELS.register_module()
@@ -13,7 +37,14 @@ class InternImageDINO(DINO):
 
     mmdet draws them from a uniform distribution of 1/24 of that width. It matters only for a
     training that does not start from a detector's checkpoint.
+
+    And the reference boxes are encoded as officially in every version of mmdet
+    (:class:`ReferencePointHead`).
     """
+
+    def _init_layers(self) -> None:
+        super()._init_layers()
+        self.decoder.ref_point_head = ReferencePointHead(self.embed_dims)
 
     def init_weights(self) -> None:
         super().init_weights()
