@@ -77,6 +77,28 @@ def build_norm(
     return nn.Sequential(*layers)
 
 
+# Matrix products of other widths can be slow: with MKL, 108 columns take 1.7 times as long as 112,
+# and longer than 72 and 36 one after the other.
+_JOINT_MULTIPLE = 16
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
+
+    It is not where it was replaced or patched (adapters) or has hooks, quantized or sharded weights.
+    """
+    return (
+        type(layer) is nn.Linear
+        and 'forward' not in layer.__dict__
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and not layer._backward_pre_hooks
+        and not layer._backward_hooks
+        and layer.bias is not None
+        and not hasattr(layer.weight, '__tensor_flatten__')
+    )
+
+
 class DCNv3(nn.Module):
     """Deformable convolution v3 with its projections (InternImage, section 3.1), channels last.
 
@@ -195,10 +217,11 @@ class DCNv3(nn.Module):
             )
         value = self.input_proj(x)
         query = self.dw_conv(x.permute(0, 3, 1, 2))
+        offset, mask = self._offset_and_mask(query)
         output = dcnv3(
             value,
-            self.offset(query),
-            self.mask(query),
+            offset,
+            mask,
             kernel_size=self.kernel_size,
             stride=self.stride,
             padding=self.pad,
@@ -216,6 +239,24 @@ class DCNv3(nn.Module):
             scale = scale.repeat_interleave(self.channels // self.group, dim=-1)
             output = output * (1 - scale) + value * scale
         return self.output_proj(output)
+
+    def _offset_and_mask(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the layers ``offset`` and ``mask``, as one if nothing but their weights matters.
+
+        The op reads the two parts of the joint output where they are, without a copy.
+        """
+        offset, mask = self.offset, self.mask
+        if not (_is_plain(offset) and _is_plain(mask)):
+            return offset(query), mask(query)
+        sizes = [offset.weight.shape[0], mask.weight.shape[0]]
+        sizes.append(-sum(sizes) % _JOINT_MULTIPLE)
+        weights, biases = [offset.weight, mask.weight], [offset.bias, mask.bias]
+        if sizes[-1]:
+            weights.append(mask.weight.new_zeros(sizes[-1], mask.weight.shape[1]))
+            biases.append(mask.bias.new_zeros(sizes[-1]))
+        joint = nn.functional.linear(query, torch.cat(weights), torch.cat(biases))
+        offset_part, mask_part, _ = joint.split(sizes, -1)
+        return offset_part, mask_part
 
     def extra_repr(self) -> str:
         return (

@@ -48,11 +48,47 @@ def test_opcheck_forward(dtype, logits):
     )
 
 
-def test_opcheck_backward():
+@pytest.mark.parametrize('logits', [False, True])
+def test_opcheck_backward(logits):
     tensors = inputs(requires_grad=False)
     torch.library.opcheck(
-        torch.ops.ops_dcnv3.backward.default, (torch.randn_like(tensors[0]), *tensors, *OPTIONS)
+        torch.ops.ops_dcnv3.backward.default,
+        (torch.randn_like(tensors[0]), *tensors, *OPTIONS[:-1], logits),
     )
+
+
+def test_opcheck_of_strided_tensors():
+    """Slices of one tensor, and an image and output gradient with another order of dimensions."""
+    input, offset, mask = inputs(requires_grad=False)
+    offset, mask = torch.cat([offset, mask], -1).split([36, 18], -1)
+    turned = input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    tensors = [tensor.detach().requires_grad_() for tensor in (turned, offset, mask)]
+    assert not any(tensor.is_contiguous() for tensor in tensors)
+    torch.library.opcheck(torch.ops.ops_dcnv3.forward.default, (*tensors, *OPTIONS))
+    torch.library.opcheck(
+        torch.ops.ops_dcnv3.backward.default, (turned, turned, offset, mask, *OPTIONS)
+    )
+
+
+def test_vmap_falls_back_with_pytorchs_warning(capfd):
+    """One call for each entry, as for every operator without a batching rule."""
+    tensors = [torch.stack([t, t + 0.25]) for t in inputs(requires_grad=False, size=(1, 4, 5))]
+
+    def gradients(*tensors):
+        return torch.ops.ops_dcnv3.backward(tensors[0], *tensors, *OPTIONS)
+
+    for name, call in (
+        ('forward', lambda *tensors: (dcnv3(*tensors, groups=2),)),
+        ('backward', gradients),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            results = torch.vmap(call)(*tensors)
+        messages = capfd.readouterr().err + ''.join(str(warning.message) for warning in caught)
+        assert f'not yet implemented the batching rule for ops_dcnv3::{name}' in messages
+        for index in range(2):
+            expected = call(*(tensor[index] for tensor in tensors))
+            assert all(map(torch.equal, (result[index] for result in results), expected))
 
 
 @pytest.mark.parametrize('dynamic', [False, True])

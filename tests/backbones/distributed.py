@@ -1,0 +1,25 @@
+"""What one of several processes does; in a file of its own, which spawned processes can import."""
+
+import torch
+from backbones.helpers import images, tiny, with_golden_weights
+from torch import nn
+
+SMALL = dict(depths=[1] * 4, layer_scale=1.0, drop_path_rate=0.0)
+
+
+def gradients(model, outputs):
+    model.zero_grad()
+    sum((o * images(*o.shape, seed=k)).mean() for k, o in enumerate(outputs)).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def train_in_process(rank, store, result):
+    """One of two processes: the gradients of image ``rank`` through DistributedDataParallel."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=2)
+    model = with_golden_weights(tiny(**SMALL)).eval()
+    parallel = nn.parallel.DistributedDataParallel(model)
+    grads = gradients(model, parallel(images(2, 3, 64, 64)[rank : rank + 1]))
+    if rank == 0:
+        torch.save(grads, result)
+    torch.distributed.destroy_process_group()

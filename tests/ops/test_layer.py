@@ -1,0 +1,145 @@
+"""The layers ``offset`` and ``mask`` of DCNv3 run as one, unless more than their weights matters."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ops_dcnv3 import DCNv3
+
+
+class Recorder(TorchDispatchMode):
+    """Arguments of the op, and the number of linear layers run, by kind of the function."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.op = 0, None
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.linear += function.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.linear)
+        if function.namespace == 'ops_dcnv3':
+            self.op = args
+        return function(*args, **(kwargs or {}))
+
+
+def make(**settings):
+    """A layer whose offsets and masks are not zero, and its input."""
+    generator = torch.Generator().manual_seed(0)
+    layer = DCNv3(16, group=2, **settings)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return layer, torch.randn(1, 5, 6, 16, generator=generator)
+
+
+def linear_layers(layer, x):
+    with Recorder() as recorder, torch.no_grad():
+        output = layer(x)
+    return recorder.linear, output
+
+
+def separate(layer, x):
+    """Output and gradients with the two layers called one by one."""
+    layer.offset.register_forward_hook(lambda *args: None)
+    return output_and_gradients(layer, x)
+
+
+def output_and_gradients(layer, x):
+    layer.zero_grad()
+    x = x.clone().requires_grad_()
+    output = layer(x)
+    output.square().sum().backward()
+    return output.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())
+
+
+@pytest.mark.parametrize('settings', [dict(), dict(remove_center=True)], ids=str)
+def test_equals_two_layers(settings):
+    """The joint width is 54 and 48: with and without columns to fill it up to 16."""
+    layer, x = make(**settings)
+    keys = list(layer.state_dict())
+    joint = output_and_gradients(layer.double(), x.double())
+    assert linear_layers(layer, x.double())[0] == 3
+    for value, truth in zip(joint, separate(layer, x.double()), strict=True):
+        torch.testing.assert_close(value, truth)
+    assert linear_layers(layer, x.double())[0] == 4
+    assert list(layer.state_dict()) == keys
+    assert {'offset.weight', 'offset.bias', 'mask.weight', 'mask.bias'} < set(keys)
+
+
+def test_op_reads_both_parts_in_place():
+    layer, x = make()
+    with Recorder() as recorder, torch.no_grad():
+        layer(x)
+    offset, mask = recorder.op[1:3]
+    assert offset.stride() == mask.stride() == (5 * 6 * 64, 6 * 64, 64, 1)
+    assert offset.untyped_storage().data_ptr() == mask.untyped_storage().data_ptr()
+
+
+def test_autocast():
+    layer, x = make()
+    with torch.autocast('cpu', torch.bfloat16):
+        joint = output_and_gradients(layer, x)
+        expected = separate(layer, x)
+    # The gradient of the query is summed in another order. Measured: at most 0.005.
+    for value, truth in zip(joint, expected, strict=True):
+        assert (value - truth).norm() < 0.01 * truth.norm()
+
+
+@pytest.mark.parametrize('name', ['offset', 'mask'])
+@pytest.mark.parametrize('kind', ['pre', 'forward', 'backward', 'full_backward_pre', 'patched'])
+def test_hooks_are_called(name, kind):
+    layer, x = make()
+    part, calls = getattr(layer, name), []
+
+    def hook(*args):
+        calls.append(1)
+
+    if kind == 'pre':
+        part.register_forward_pre_hook(hook)
+    elif kind == 'forward':
+        part.register_forward_hook(hook)
+    elif kind == 'backward':
+        part.register_full_backward_hook(hook)
+    elif kind == 'full_backward_pre':
+        part.register_full_backward_pre_hook(hook)
+    else:
+        plain = part.forward
+        part.forward = lambda x: hook() or plain(x)
+    output_and_gradients(layer, x)
+    assert calls == [1]
+
+
+class Adapter(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def forward(self, x):
+        return self.base(x) + 0.5
+
+
+@pytest.mark.parametrize('name', ['offset', 'mask'])
+def test_replaced_layers_are_called(name):
+    layer, x = make()
+    before = layer(x)
+    plain = getattr(layer, name)
+    setattr(layer, name, Adapter(plain))
+    adapted = layer(x)
+    plain.bias.data += 0.5
+    setattr(layer, name, plain)
+    torch.testing.assert_close(adapted, layer(x))
+    if name == 'offset':  # the same number added to all logits changes nothing
+        assert not torch.allclose(adapted, before)
+
+
+def test_parametrized_weights_and_missing_bias():
+    layer, x = make()
+    nn.utils.parametrize.register_parametrization(layer.offset, 'weight', nn.Tanh())
+    expected = layer(x)
+    weight = layer.offset.weight.detach()
+    nn.utils.parametrize.remove_parametrizations(layer.offset, 'weight', leave_parametrized=False)
+    layer.offset.weight.data = weight
+    torch.testing.assert_close(layer(x), expected)
+    layer.mask.bias.data.zero_()
+    expected = layer(x)
+    layer.mask.bias = None
+    torch.testing.assert_close(layer(x), expected)
