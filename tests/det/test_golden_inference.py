@@ -5,7 +5,7 @@ image -> every stage up to the final detections.
 
 Tolerances. ``stability.json`` says how far the official results move when the same official code
 runs on other CPU kernels (max abs difference of each array). Ours may be FACTOR times as far from
-the stored ones. Measured: at most 2.3 (reference boxes of dino_t), and at most 1.6 for the others.
+the stored ones. Measured: at most 2.9 (boxes of dino_t), and at most 1.6 for the others.
 
 In dino_t, whose image has 2301 tokens for 900 queries, neighbours in the ranking of the encoder's
 proposals are closer than float32 noise: the official run itself swaps two of them. That ranking is

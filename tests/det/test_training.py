@@ -163,9 +163,9 @@ def samples(*counts):
     """Data samples of 64x96 images with so many objects each."""
     generator = torch.Generator().manual_seed(0)
     boxes = [torch.rand(n, 2, generator=generator) * 30 for n in counts]
+    meta = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (64, 96))
     info = {
-        'img_metas': [dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape'), (64, 96))]
-        * len(counts),
+        'img_metas': [{**meta, 'scale_factor': (1.0, 1.0)}] * len(counts),
         'gt_bboxes': [torch.cat([b, b + 25], 1).tolist() for b in boxes],
         'gt_labels': [list(range(n)) for n in counts],
     }
@@ -195,6 +195,7 @@ def test_branches_of_cb_dino_are_those_of_dino(tmp_path):
     """
     torch.manual_seed(0)
     model = tiny_model('cb-dino', tmp_path).train()
+    model.init_weights()
     images, data_samples = torch.randn(2, 3, 64, 96), samples(3, 1)
     losses = model.loss(images, data_samples)
     features = model.backbone(images)
@@ -211,3 +212,11 @@ def test_branches_of_cb_dino_are_those_of_dino(tmp_path):
             torch.testing.assert_close(
                 losses[name + suffix], weight * expected[name], rtol=1e-5, atol=1e-7
             )
+
+
+def test_image_with_fewer_positions_than_queries(tmp_path):
+    model = tiny_model('dino', tmp_path).eval()
+    model.init_weights()
+    # 4 + 1 + 1 + 1 positions for 20 queries
+    with pytest.raises(ValueError, match='num_queries=20 .* this image has 7'):
+        model(torch.randn(1, 3, 16, 16), samples(0), mode='predict')
