@@ -1,8 +1,11 @@
 """The whole config: which part goes where."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..cli import UserError
 from .datasets import (
     best_metric,
     check_zero_label,
@@ -72,93 +75,160 @@ def migrate_config(old: dict) -> Migration:
         old: Plain dicts, as :func:`~.reader.read_old_config` gives them; it is not changed.
 
     Raises:
-        UserError: It is no whole config of the old stack.
+        UserError: It is no whole config of the old stack, or a part of it is incomplete.
     """
     check_old_style(old)
     report = Report()
     top = Settings(old, '', report)
     scope = 'mmseg' if 'decode_head' in old['model'] else 'mmdet'
-    by_epoch, total = migrate_runner(top, report)
-    data = top.section('data')
-
-    train = _train_pipeline(old['data'].get('train'), scope, report)
-    test = _test_pipeline(old['data'].get('test') or old['data'].get('val'), scope, report)
-    annotations = _test_annotations(train, scope)
     config: dict[str, Any] = {
         'default_scope': scope,
         'custom_imports': {
             'imports': ['internimage_mm', _ROOM[scope]],
             'allow_failed_imports': False,
         },
-        'model': migrate_model(
-            top.section('model'), migrate_preprocessor(train, test, scope, report), scope, report
-        ),
-        'train_pipeline': train.transforms,
     }
-
-    root = top.peek().get('data_root')
-    datasets = {}
-    for split in ('train', 'val', 'test'):
-        if split not in data:
-            continue
-        pipeline = Name('train_pipeline' if split == 'train' else 'test_pipeline')
-        section = data.section(split)
-        datasets[split] = migrate_dataset(section, scope, root, pipeline, split == 'train', report)
-    kind = next((leaves(datasets[k])[0]['type'] for k in ('test', 'val') if k in datasets), '')
-    config['test_pipeline'] = with_ground_truth(test.transforms, annotations, scope, kind)
-    if scope == 'mmseg' and 'train' in datasets:
-        check_zero_label(datasets['train'], train.annotations, report)
-    loaders = migrate_loaders(data, datasets, scope, by_epoch, report)
-    evaluation = top.section('evaluation')
-    evaluators = {
-        split: migrate_evaluator(evaluation, datasets[split], scope, report)
-        for split in ('val', 'test')
-        if split in datasets
-    }
-    interval = evaluation.take('interval', 1)
-    save_best = evaluation.take('save_best')
-    _close_evaluation(evaluation)
-    config.update({f'{split}_dataloader': loader for split, loader in loaders.items()})
-    config.update({f'{split}_evaluator': value for split, value in evaluators.items()})
-    for kind in ('dataloader', 'evaluator'):
-        if config.get(f'test_{kind}', 0) == config.get(f'val_{kind}'):
-            config[f'test_{kind}'] = Name(f'val_{kind}')
-    if test.flips or (scope == 'mmseg' and test.transforms):
-        config['tta_model'], config['tta_pipeline'] = multi_scale_test(test, annotations, scope)
-    if test.flips:
-        config['test_with_tta'] = True
-        report.note('test_pipeline', 'validation is at one scale, tools/test.py at all of them')
-
-    loop = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
-    length = {'max_epochs' if by_epoch else 'max_iters': total, 'val_interval': interval}
-    config['train_cfg'] = {'type': loop, **length}
-    if 'val' in datasets:
-        config['val_cfg'] = {'type': 'ValLoop'}
-    if 'test' in datasets:
-        config['test_cfg'] = {'type': 'TestLoop'}
-    config['optim_wrapper'] = migrate_optimizer(top, report)
-    config['param_scheduler'] = migrate_schedule(top, by_epoch, total, report)
-    if hooks := migrate_custom_hooks(top, report):
-        config['custom_hooks'] = hooks
-    config.update(migrate_runtime(top, scope, by_epoch, report))
-    if 'val' in evaluators and (best := best_metric(save_best, evaluators['val'])):
-        config['default_hooks']['checkpoint']['save_best'] = best
+    with _part('runner'):
+        by_epoch, total = migrate_runner(top, report)
+    with _part('the pipelines in data'):
+        train, tests = _pipelines(old['data'], scope, report)
+        preprocessor = migrate_preprocessor(train, tests['test'], scope, report)
+    with _part('model'):
+        config['model'] = migrate_model(top.section('model'), preprocessor, scope, report)
+    with _part('data'):
+        datasets = _datasets(top, config, train, tests, scope, by_epoch, report)
+    with _part('evaluation'):
+        interval, save_best = _evaluation(top, config, datasets, scope, report)
+    with _part('the schedule'):
+        config.update(_loops(datasets, by_epoch, total, interval))
+        config['optim_wrapper'] = migrate_optimizer(top, report)
+        config['param_scheduler'] = migrate_schedule(top, by_epoch, total, report)
+    with _part('the hooks and the runtime'):
+        if hooks := migrate_custom_hooks(top, report):
+            config['custom_hooks'] = hooks
+        config.update(migrate_runtime(top, scope, by_epoch, report))
+    if save_best is not None:
+        config['default_hooks']['checkpoint']['save_best'] = save_best
     _close(top, report)
     return Migration(config, report)
 
 
-def _train_pipeline(dataset: dict | None, scope: str, report: Report) -> Pipeline:
-    """The pipeline of the innermost data set: that of a wrapper was not used."""
-    path = 'data.train'
-    while dataset and ('dataset' in dataset or 'datasets' in dataset):
-        inner = dataset.get('dataset')
-        dataset, path = (inner, f'{path}.dataset') if inner else (dataset['datasets'][0], path)
-    return migrate_pipeline((dataset or {}).get('pipeline') or [], 'train_pipeline', scope, report)
+@contextmanager
+def _part(name: str) -> Iterator[None]:
+    """Say which part of the old config is not as the old stack needs it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f'{name} of the old config is incomplete or not in the form of the old stack: '
+            f'{type(error).__name__}: {error}'
+        ) from error
 
 
-def _test_pipeline(dataset: dict | None, scope: str, report: Report) -> Pipeline:
-    pipeline = (dataset or {}).get('pipeline') or []
-    return migrate_test_pipeline(pipeline, 'test_pipeline', scope, report)
+def _pipelines(data: dict, scope: str, report: Report) -> tuple[Pipeline, dict[str, Pipeline]]:
+    """The training pipeline, and those of test and validation by split."""
+    train = migrate_pipeline(_old_pipeline(data, 'train', report), 'train_pipeline', scope, report)
+    olds = {split: _old_pipeline(data, split, report) for split in ('test', 'val')}
+    tests = {
+        split: migrate_test_pipeline(steps, f'{split}_pipeline', scope, report)
+        for split, steps in olds.items()
+        if split == 'test' or steps not in ([], olds['test'])
+    }
+    return train, tests
+
+
+def _old_pipeline(data: dict, split: str, report: Report) -> list[dict]:
+    """The pipeline of the innermost data sets: that of a wrapper was not used."""
+    pipelines = [leaf.get('pipeline') or [] for leaf in _old_leaves(data.get(split))]
+    if any(pipeline != pipelines[0] for pipeline in pipelines):
+        report.problem(
+            f'data.{split}', 'its data sets have several pipelines; all of them get the first'
+        )
+    return pipelines[0] if pipelines else []
+
+
+def _old_leaves(dataset: Any) -> list[dict]:
+    if isinstance(dataset, (list, tuple)):
+        return [leaf for inner in dataset for leaf in _old_leaves(inner)]
+    if not dataset:
+        return []
+    inner = dataset.get('datasets') or dataset.get('dataset')
+    return _old_leaves(inner) if inner else [dataset]
+
+
+def _datasets(
+    top: Settings,
+    config: dict[str, Any],
+    train: Pipeline,
+    tests: dict[str, Pipeline],
+    scope: str,
+    by_epoch: bool,
+    report: Report,
+) -> dict[str, dict]:
+    """Put pipelines and data loaders into ``config``; returns the data sets by split."""
+    data, root = top.section('data'), top.peek().get('data_root')
+    datasets = {}
+    for split in ('train', 'val', 'test'):
+        if split in data:
+            own = split if split == 'train' or split in tests else 'test'
+            name = Name(f'{own}_pipeline')
+            section = data.datasets(split)
+            datasets[split] = migrate_dataset(section, scope, root, name, split == 'train', report)
+    if scope == 'mmseg' and 'train' in datasets:
+        check_zero_label(datasets['train'], train.annotations, report)
+
+    annotations, test = _test_annotations(train, scope), tests['test']
+    config['train_pipeline'] = train.transforms
+    for split, pipeline in sorted(tests.items()):
+        kind = leaves(datasets[split])[0]['type'] if split in datasets else ''
+        steps = with_ground_truth(pipeline.transforms, annotations, scope, kind)
+        config[f'{split}_pipeline'] = steps
+    config.update(
+        (f'{split}_dataloader', loader)
+        for split, loader in migrate_loaders(data, datasets, scope, by_epoch, report).items()
+    )
+    _once(config, 'dataloader')
+    if test.flips or (scope == 'mmseg' and any(s['type'] == 'Resize' for s in test.transforms)):
+        config['tta_model'], config['tta_pipeline'] = multi_scale_test(test, annotations, scope)
+    if test.flips:
+        config['test_with_tta'] = True
+        report.note('test_pipeline', 'validation is at one scale, tools/test.py at all of them')
+    return datasets
+
+
+def _once(config: dict[str, Any], kind: str) -> None:
+    """Refer to what validation has where the test has the same."""
+    if f'test_{kind}' in config and config[f'test_{kind}'] == config.get(f'val_{kind}'):
+        config[f'test_{kind}'] = Name(f'val_{kind}')
+
+
+def _evaluation(
+    top: Settings, config: dict[str, Any], datasets: dict[str, dict], scope: str, report: Report
+) -> tuple[int, str | None]:
+    """Put the evaluators into ``config``; returns interval and the metric to keep the best of."""
+    evaluation = top.section('evaluation')
+    for split in ('val', 'test'):
+        if split in datasets:
+            evaluator = migrate_evaluator(evaluation, datasets[split], scope, report)
+            config[f'{split}_evaluator'] = evaluator
+    best = evaluation.take('save_best')
+    if 'val_evaluator' in config:
+        best = best_metric(best, config['val_evaluator'])
+    _once(config, 'evaluator')
+    interval = evaluation.take('interval', 1)
+    _close_evaluation(evaluation)
+    return interval, best
+
+
+def _loops(datasets: dict, by_epoch: bool, total: int, interval: int) -> dict[str, dict]:
+    loop = 'EpochBasedTrainLoop' if by_epoch else 'IterBasedTrainLoop'
+    length = {'max_epochs' if by_epoch else 'max_iters': total, 'val_interval': interval}
+    loops: dict[str, dict] = {'train_cfg': {'type': loop, **length}}
+    if 'val' in datasets:
+        loops['val_cfg'] = {'type': 'ValLoop'}
+    if 'test' in datasets:
+        loops['test_cfg'] = {'type': 'TestLoop'}
+    return loops
 
 
 def _test_annotations(train: Pipeline, scope: str) -> dict:

@@ -56,7 +56,7 @@ def migrate_dataset(
     """
     kind = old.take('type')
     if kind in ('RepeatDataset', 'ClassBalancedDataset'):
-        inner = migrate_dataset(old.section('dataset'), scope, root, pipeline, train, report)
+        inner = migrate_dataset(old.datasets('dataset'), scope, root, pipeline, train, report)
         new = {'type': kind, **old.take_existing('times', 'oversample_thr'), 'dataset': inner}
         old.ignore('pipeline', why=f'the old stack did not use a pipeline of a {kind} either')
     elif kind == 'ConcatDataset':

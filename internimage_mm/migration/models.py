@@ -232,16 +232,17 @@ def _dino(kind: str, old: Settings, report: Report) -> dict:
     position = {key: v for key, v in head.take('positional_encoding').items() if key != 'type'}
     noise = head.section('dn_cfg')
     noise.take('type')
-    scale = noise.take('noise_scale') or {}
+    scale = noise.section('noise_scale')
     denoising = {
-        'label_noise_scale': scale.get('label', 0.5),
-        'box_noise_scale': scale.get('box', 0.4),
+        'label_noise_scale': scale.take('label', 0.5),
+        'box_noise_scale': scale.take('box', 0.4),
         'group_cfg': noise.take('group_cfg'),
     }
+    scale.close()
     noise.close()
     head.take('in_channels')  # the necks give the channels
     new_head: dict[str, Any] = {
-        'type': CLASSES[head.take('type')],
+        'type': _known_class(head, 'DINOHead', 'CBDINOHead'),
         **head.take_existing('num_classes', 'sync_cls_avg_factor'),
     }
     two_stage = {
@@ -275,6 +276,14 @@ def _dino(kind: str, old: Settings, report: Report) -> dict:
     return new
 
 
+def _known_class(part: Settings, *known: str) -> str:
+    """What the class of ``part`` is called here; reported if it is none of ``known``."""
+    kind = part.take('type')
+    if kind not in known:
+        part.report.problem(f'{part.path}.type', f'{kind} must be ported')
+    return CLASSES.get(kind, kind)
+
+
 def _matching(assigner: dict, report: Report, prefix: str = '') -> dict:
     """Three named costs -> ``match_costs``."""
     old = Settings(assigner, 'model.train_cfg.assigner', report)
@@ -297,8 +306,7 @@ def _mask2former(kind: str, old: Settings, report: Report) -> dict:
     if (auxiliary := old.take('auxiliary_head')) is not None:
         report.problem('model.auxiliary_head', f'no rule for {shorten(auxiliary)}')
     head = old.section('decode_head')
-    head_type = head.take('type')
-    new: dict[str, Any] = {'type': CLASSES.get(head_type, head_type)}
+    new: dict[str, Any] = {'type': _known_class(head, 'Mask2FormerHead')}
     new.update(head.take_existing('in_channels'))
     head.ignore('in_index', [0, 1, 2, 3], why='mmseg takes all levels')
     new.update(head.take_existing('strides'))
@@ -361,8 +369,10 @@ def _mask2former(kind: str, old: Settings, report: Report) -> dict:
     new['train_cfg'] = {
         **train.take_existing('num_points', 'oversample_ratio', 'importance_sample_ratio'),
         'assigner': _matching(train.take('assigner'), report, 'mmdet.'),
-        'sampler': {'type': f'mmdet.{train.take("sampler")["type"]}'},
     }
+    sampler = train.section('sampler')
+    new['train_cfg']['sampler'] = {'type': f'mmdet.{sampler.take("type")}'}
+    sampler.close()
     train.close()
     test = old.section('test_cfg')
     # Settings of panoptic and instance segmentation.

@@ -238,7 +238,9 @@ def multi_scale_test(new: Pipeline, annotations: dict, scope: str) -> tuple[dict
         annotations: How the ground truth is loaded.
         scope: ``'mmdet'`` or ``'mmseg'``.
     """
-    resize = next(step for step in new.transforms if step['type'] == 'Resize')
+    resize = next((step for step in new.transforms if step['type'] == 'Resize'), None)
+    if resize is None:
+        raise ValueError('a test at several scales or with flips needs a Resize')
     position = new.transforms.index(resize)
     scales, flips = new.scales, new.flips
     if not flips:

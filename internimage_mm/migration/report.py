@@ -73,6 +73,13 @@ class Settings:
         """The dict of ``key`` (empty if missing or None), to be closed on its own."""
         return Settings(self._values.pop(key, None) or {}, self.below(key), self.report)
 
+    def datasets(self, key: str) -> 'Settings':
+        """The data set of ``key``; a list of data sets is a ``ConcatDataset`` of them."""
+        value = self._values.pop(key)
+        if isinstance(value, (list, tuple)):
+            value = {'type': 'ConcatDataset', 'datasets': list(value)}
+        return Settings(value, self.below(key), self.report)
+
     def below(self, key: str) -> str:
         """The path of ``key``."""
         return f'{self.path}.{key}' if self.path else key

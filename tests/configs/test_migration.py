@@ -184,6 +184,37 @@ def test_data_set_outside_of_the_data_root(old):
     assert dataset['data_prefix'] == {'img': '/other/images/'}
 
 
+def test_validation_may_have_a_pipeline_of_its_own(old):
+    old['data']['val'] = copy.deepcopy(old['data']['val'])
+    old['data']['val']['pipeline'][1]['img_scale'] = (640, 480)
+    config = migrate_config(old).config
+    assert config['val_pipeline'][1]['scale'] == (640, 480)
+    assert config['test_pipeline'][1]['scale'] == (1333, 800)
+    assert config['val_dataloader']['dataset']['pipeline'] == 'val_pipeline'
+    assert config['test_dataloader']['dataset']['pipeline'] == 'test_pipeline'
+
+
+def test_a_list_of_data_sets_is_concatenated(old):
+    first = old['data']['train']
+    old['data']['train'] = [first, {**first, 'ann_file': 'data/coco/annotations/extra.json'}]
+    migration = migrate_config(old)
+    assert migration.report.problems == []
+    dataset = migration.config['train_dataloader']['dataset']
+    assert dataset['type'] == 'ConcatDataset'
+    files = [inner['ann_file'] for inner in dataset['datasets']]
+    assert files == ['annotations/instances_train2017.json', 'annotations/extra.json']
+    # One pipeline for all of them: another one would be lost.
+    old['data']['train'][1]['pipeline'] = first['pipeline'][:-1]
+    assert 'several pipelines' in problems(old)['data.train']
+
+
+def test_incomplete_part_is_named():
+    old = old_style(DINO)
+    del old['model']['bbox_head']['transformer']['encoder']['transformerlayers']
+    with pytest.raises(UserError, match='model of the old config is incomplete'):
+        migrate_config(old)
+
+
 def test_fp16_becomes_autocast(old):
     old['fp16'] = {'loss_scale': {'init_scale': 512}}
     migration = migrate_config(old)
