@@ -39,7 +39,7 @@ test: $(VENV)/package.stamp
 lint: $(VENV)/stack.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 env: $(VENV)/package.stamp

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'op'
@@ -28,6 +29,20 @@ TOLERANCES = {
 # Against golden data from float64 inputs, of which float32 rounds the positions. Measured 1.3e-6.
 GOLDEN_FLOAT32 = 4e-6
 NAMES = ('output', 'grad_input', 'grad_offset', 'grad_mask')
+# (N, H, W, groups, channels per group) and options.
+ODD_SHAPES = [
+    pytest.param((2, 5, 7, 3, 5), dict(), id='channels 5'),
+    pytest.param((1, 6, 6, 1, 1), dict(), id='one channel'),
+    pytest.param((2, 4, 9, 2, 47), dict(), id='channels 47'),
+    pytest.param((1, 3, 70, 2, 16), dict(), id='several tiles'),
+    pytest.param((0, 5, 6, 2, 8), dict(), id='empty batch'),
+    pytest.param((2, 1, 1, 2, 8), dict(), id='1x1 image'),
+    pytest.param((1, 2, 3, 2, 8), dict(kernel_size=7, padding=3), id='kernel larger than image'),
+    pytest.param((1, 7, 6, 2, 4), dict(kernel_size=(2, 4), padding=(0, 2)), id='even kernel'),
+    pytest.param((1, 9, 8, 2, 4), dict(stride=(2, 3), dilation=(2, 1)), id='stride and dilation'),
+    pytest.param((2, 6, 5, 4, 8), dict(remove_center=True, offset_scale=1.7), id='no center'),
+    pytest.param((1, 0, 4, 2, 4), dict(padding=2), id='image without pixels'),
+]
 
 
 def golden_case(number: int) -> tuple[dict[str, torch.Tensor], dict]:

@@ -1,6 +1,7 @@
 // Runs the CPU kernels of every instruction set over random problems, on buffers of exactly the
 // size that the contract of dcnv3_cpu.h gives, and compares them with the float64 kernels of the
-// baseline. Built by test_sanitizers.py with AddressSanitizer and UndefinedBehaviorSanitizer.
+// baseline. Built by test_sanitizers.py with AddressSanitizer and UndefinedBehaviorSanitizer. With
+// DCNV3_EMULATED_CUDA it runs the CUDA kernels as well, in the emulator of cuda_emulator.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -10,6 +11,9 @@
 #include <vector>
 
 #include "dcnv3_cpu.h"
+#ifdef DCNV3_EMULATED_CUDA
+#include "dcnv3_cuda.h"
+#endif
 
 namespace {
 
@@ -155,6 +159,32 @@ std::vector<double> run(const Problem& p, const Kernels<T>& kernels, Inputs<T>& 
   return all;
 }
 
+#ifdef DCNV3_EMULATED_CUDA
+// The whole problem in one call, whatever the range; kOrdered: without atomics.
+template <typename T, bool kOrdered>
+Kernels<T> emulated_cuda() {
+  constexpr auto type = std::is_same<T, float>::value      ? gpu::DType::kFloat32
+                        : std::is_same<T, double>::value   ? gpu::DType::kFloat64
+                        : std::is_same<T, BFloat16>::value ? gpu::DType::kBFloat16
+                                                           : gpu::DType::kFloat16;
+  static const auto fail_on = [](cudaError_t error) {
+    if (error != cudaSuccess) std::abort();
+  };
+  return {
+      [](const Problem& p, const T* input, const T* offset, const T* mask, T* output, int64_t,
+         int64_t) { fail_on(gpu::forward(p, type, input, offset, mask, output, nullptr)); },
+      [](const Problem& p, const T* grad_output, const T* input, const T* offset, const T* mask,
+         typename Compute<T>::type* grad_input, T* grad_offset, T* grad_mask, int64_t, int64_t) {
+        fail_on(gpu::backward(p, type, grad_output, input, offset, mask,
+                              kOrdered ? nullptr : grad_input, grad_offset, grad_mask, nullptr));
+        if (!kOrdered) return;
+        Buffer<char> workspace(gpu::ordered_workspace_bytes(p, type));
+        fail_on(gpu::backward_input_ordered(p, type, grad_output, offset, mask, grad_input,
+                                            workspace.get(), nullptr));
+      }};
+}
+#endif
+
 int failures = 0, compared = 0;
 
 template <typename T>
@@ -188,6 +218,10 @@ void check(const Problem& p, double tolerance, bool with_wild) {
     }
   };
   compare("baseline", baseline::kernels<T>());
+#ifdef DCNV3_EMULATED_CUDA
+  compare("cuda, atomics", emulated_cuda<T, false>());
+  compare("cuda, ordered", emulated_cuda<T, true>());
+#endif
 #ifdef DCNV3_X86_DISPATCH
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     compare("avx2", avx2::kernels<T>());

@@ -16,6 +16,7 @@ from op_cases import (
     CASES,
     GOLDEN_FLOAT32,
     NAMES,
+    ODD_SHAPES,
     TOLERANCES,
     golden_case,
     random_inputs,
@@ -23,7 +24,6 @@ from op_cases import (
     rounded,
     run,
 )
-from test_values import ODD_SHAPES
 
 from ops_dcnv3.geometry import num_points, output_size, pair
 

@@ -18,6 +18,10 @@ struct BackwardArguments {
   T* grad_mask;
 };
 
+// Adding one number at a time keeps more addresses in registers.
+template <typename T>
+constexpr int kBackwardBlocks = DCNV3_VECTOR_ATOMICS ? kBlocks<T> : 3;
+
 __device__ inline void add_four(float* to, float a, float b, float c, float d) {
 #if DCNV3_VECTOR_ATOMICS
   atomicAdd(reinterpret_cast<float4*>(to), make_float4(a, b, c, d));
@@ -45,7 +49,7 @@ __device__ inline void add_atomically(S* to, S weight, const S (&value)[V]) {
 }
 
 template <typename T, int V, int K>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>)
     backward_kernel(const BackwardArguments<T, K> a) {
   using S = typename Compute<T>::type;
   extern __shared__ uint4 shared_memory[];

@@ -170,7 +170,8 @@ cudaError_t launch(void (*kernel)(void*), void* kernel_arguments, dim3 grid, dim
 
 }  // namespace emulator
 
-// ------------------------------------------------------------------- for ctypes (test_cuda_emulated)
+// ------------------------------------------------------------------- for ctypes
+// (test_cuda_emulated)
 
 namespace {
 

@@ -1,6 +1,6 @@
-// What the kernels of ops_dcnv3/csrc/cuda use of CUDA, for a C++ compiler: their very text then runs
-// on the CPU. Each CUDA thread is a fiber; see emulator.cpp. The four headers beside this one carry
-// CUDA's names and include it.
+// What the kernels of ops_dcnv3/csrc/cuda use of CUDA, for a C++ compiler: their very text then
+// runs on the CPU. Each CUDA thread is a fiber; see emulator.cpp. The four headers beside this one
+// carry CUDA's names and include it.
 //
 // Stricter than a GPU: shared memory starts as NaN, a write beyond what was asked for is found, a
 // warp function that not all 32 lanes reach is an error, and between two such points the lanes run

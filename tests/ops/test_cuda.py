@@ -1,0 +1,281 @@
+"""The CUDA backend on a GPU: values, gradients, and what only a device has. Skipped without one.
+
+`tools/gpu_check.sh` builds the kernels and runs this. What needs no GPU is in
+test_cuda_emulated.py and test_cuda_sources.py.
+"""
+
+import pytest
+import torch
+from op_cases import (
+    CASES,
+    GOLDEN_FLOAT32,
+    NAMES,
+    ODD_SHAPES,
+    TOLERANCES,
+    golden_case,
+    random_inputs,
+    relative_error,
+    rounded,
+    run,
+)
+
+from ops_dcnv3 import available_backends, dcnv3, explain_backend
+
+OK, REASON = available_backends('cuda')['cuda']
+if not (OK and torch.cuda.is_available()):
+    pytest.skip(
+        f'no GPU to test on: {REASON if torch.cuda.is_available() else "torch sees none"}',
+        allow_module_level=True,
+    )
+OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
+
+
+@pytest.fixture(params=[False, True], ids=['atomics', 'ordered'])
+def ordered(request):
+    """Run with atomics and with the deterministic path."""
+    torch.use_deterministic_algorithms(request.param)
+    return request.param
+
+
+def inputs(dtype=torch.float32, size=(2, 9, 11, 4, 16), seed=0):
+    tensors = random_inputs(*size, seed=seed)
+    return [tensors[key].to('cuda', dtype) for key in ('input', 'offset', 'mask', 'grad_output')]
+
+
+def forward_backward(input, offset, mask, grad_output, **options):
+    leaves = [tensor.detach().requires_grad_() for tensor in (input, offset, mask)]
+    output = dcnv3(*leaves, backend='cuda', **options)
+    return [output.detach(), *torch.autograd.grad(output, leaves, grad_output)]
+
+
+def test_is_chosen_by_itself():
+    assert explain_backend('cuda').startswith("dcnv3 on cuda runs on backend 'cuda'")
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('case', CASES)
+def test_golden(case, dtype, ordered):
+    tensors, options = golden_case(case)
+    result = run(tensors, {**options, 'backend': 'cuda'}, dtype)
+    if dtype in (torch.float64, torch.float32):
+        truth = {name: tensors[name] for name in NAMES}
+    else:
+        truth = run(rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64)
+    tolerance = GOLDEN_FLOAT32 if dtype == torch.float32 else TOLERANCES[dtype]
+    for name in NAMES:
+        assert result[name].dtype == dtype
+        assert relative_error(result[name], truth[name]) < tolerance, name
+
+
+@pytest.mark.parametrize('dtype', TOLERANCES, ids=str)
+@pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
+@pytest.mark.parametrize(
+    ('shape', 'options'),
+    [
+        *ODD_SHAPES,
+        pytest.param((2, 40, 52, 5, 16), dict(), id='many blocks'),
+        pytest.param((3, 17, 9, 3, 32), dict(), id='32 channels'),
+        pytest.param((1, 2, 3, 1, 328), dict(), id='several sections'),
+        pytest.param((1, 4, 5, 2, 4), dict(kernel_size=9, padding=4), id='points in chunks'),
+    ],
+)
+def test_equals_float64_reference(shape, options, logits, dtype, ordered):
+    tensors = random_inputs(*shape, **options)
+    options = {**options, 'groups': shape[3], 'mask_is_logits': logits}
+    truth = run(rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64)
+    result = run(tensors, {**options, 'backend': 'cuda'}, dtype)
+    for name in NAMES:
+        assert not result[name].isnan().any(), name
+        assert relative_error(result[name], truth[name]) < TOLERANCES[dtype], name
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf'), 1e30])
+def test_wild_offsets_sample_nothing(value, ordered):
+    tensors = random_inputs(2, 5, 6, 2, 8)
+    wild, silent = tensors['offset'].clone(), tensors['mask'].clone()
+    wild[:, 1, 2, 18] = value  # point 0 of group 1
+    silent[:, 1, 2, 9] = 0.0
+    options = dict(groups=2, backend='cuda')
+    result = run({**tensors, 'offset': wild}, options, torch.float32)
+    expected = run({**tensors, 'mask': silent}, options, torch.float32)
+    assert torch.equal(result['output'], expected['output'])
+    assert relative_error(result['grad_input'], expected['grad_input'].double()) < 1e-6
+    assert (result['grad_offset'][:, 1, 2, 18:20] == 0).all()
+    assert (result['grad_mask'][:, 1, 2, 9] == 0).all()
+
+
+def test_gradcheck(ordered):
+    *leaves, _ = inputs(torch.float64, (1, 3, 5, 2, 3))
+    assert torch.autograd.gradcheck(
+        lambda *tensors: dcnv3(*tensors, groups=2, mask_is_logits=True, backend='cuda'),
+        [leaf.requires_grad_() for leaf in leaves],
+        nondet_tol=1e-12,
+    )
+
+
+@pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
+def test_opcheck(logits):
+    torch.use_deterministic_algorithms(True)  # it compares two backward passes bit by bit
+    *leaves, grad = inputs(torch.float32, (1, 3, 5, 2, 4))
+    torch.library.opcheck(
+        torch.ops.ops_dcnv3.forward.default,
+        (*(leaf.requires_grad_() for leaf in leaves), *OPTIONS, logits),
+    )
+    detached = [leaf.detach() for leaf in leaves]
+    torch.library.opcheck(torch.ops.ops_dcnv3.backward.default, (grad, *detached, *OPTIONS, logits))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=str)
+def test_deterministic_algorithms_are_honoured(dtype):
+    """The same bits each time, where many points meet in few pixels."""
+    torch.use_deterministic_algorithms(True)
+    tensors = inputs(dtype, (2, 64, 64, 4, 16))
+    tensors[1].mul_(0.1).sub_(torch.linspace(0, 40, 64, device='cuda', dtype=dtype)[:, None])
+    first = forward_backward(*tensors, groups=4)
+    for _ in range(5):
+        again = forward_backward(*tensors, groups=4)
+        assert all(map(torch.equal, first, again))
+
+
+@pytest.mark.parametrize('change', ['slices', 'permuted', 'broadcast'])
+def test_strided_offset_and_mask(change, ordered):
+    input, offset, mask, grad_output = inputs(torch.float64)
+    expected = forward_backward(input, offset, mask, grad_output, groups=4)
+    if change == 'slices':
+        offset, mask = torch.cat([offset, mask], -1).split([72, 36], -1)
+    elif change == 'permuted':
+        input, offset, mask, grad_output = (
+            tensor.transpose(1, 2).contiguous().transpose(1, 2)
+            for tensor in (input, offset, mask, grad_output)
+        )
+    else:
+        offset = offset[:1, :, :1].expand_as(offset)
+        expected = forward_backward(input, offset.contiguous(), mask, grad_output, groups=4)
+    assert not offset.is_contiguous()
+    arguments = (offset, mask, [3, 3], [1, 1], [1, 1], [1, 1], 4, 1.0, False, False)
+    result = [
+        torch.ops.ops_dcnv3.forward(input, *arguments),
+        *torch.ops.ops_dcnv3.backward(grad_output, input, *arguments),
+    ]
+    for actual, truth in zip(result, expected, strict=True):
+        torch.testing.assert_close(actual, truth, rtol=1e-12, atol=1e-12)
+
+
+def test_runs_on_the_current_stream():
+    """A long kernel before it, on the same side stream, writes what the op reads."""
+    input, offset, mask, _ = inputs()
+    expected = dcnv3(input, offset, mask, groups=4, backend='cuda')
+    busy = torch.randn(4096, 4096, device='cuda')
+    late = torch.zeros_like(input)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(20):
+            busy = busy @ busy * 1e-3
+        late.copy_(input)
+        output = dcnv3(late, offset, mask, groups=4, backend='cuda')
+    stream.synchronize()
+    assert torch.equal(output, expected)
+
+
+def test_graph_capture(ordered):
+    tensors = inputs()
+    forward_backward(*tensors, groups=4)  # loads the kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_backward(*tensors, groups=4)
+    for seed in (1, 2):
+        for tensor, new in zip(tensors, inputs(seed=seed), strict=True):
+            tensor.copy_(new)
+        graph.replay()
+        torch.cuda.synchronize()
+        for actual, truth in zip(captured, forward_backward(*tensors, groups=4), strict=True):
+            torch.testing.assert_close(actual, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_compiles_without_graph_break():
+    def function(*tensors):
+        return dcnv3(*tensors, groups=4, backend='cuda').relu()
+
+    compiled = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=True)
+    for height in (9, 13):
+        *leaves, _ = inputs(size=(1, height, 11, 4, 16))
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        grads = [torch.autograd.grad(call(*leaves).sum(), leaves) for call in (function, compiled)]
+        for actual, truth in zip(*grads, strict=True):
+            torch.testing.assert_close(actual, truth, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=str)
+def test_autocast(dtype):
+    input, offset, mask, _ = inputs()
+    with torch.autocast('cuda', dtype):
+        output = dcnv3(input.to(dtype), offset, mask, groups=4, backend='cuda')
+    assert output.dtype == dtype
+    expected = dcnv3(*(t.to(dtype) for t in (input, offset, mask)), groups=4, backend='cuda')
+    assert torch.equal(output, expected)
+
+
+def test_backward_keeps_its_inputs_only():
+    input, offset, mask, _ = inputs(size=(1, 64, 64, 4, 16))
+    leaves = [tensor.requires_grad_() for tensor in (input, offset, mask)]
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    output = dcnv3(*leaves, groups=4, mask_is_logits=True, backend='cuda')
+    assert torch.cuda.memory_allocated() - before <= output.numel() * 4 + 512
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_device_guard():
+    tensors = [tensor.to('cuda:1') for tensor in inputs()]
+    assert torch.cuda.current_device() == 0
+    result = forward_backward(*tensors, groups=4)
+    assert all(tensor.device.index == 1 for tensor in result)
+    with pytest.raises(ValueError, match='device'):
+        dcnv3(tensors[0], tensors[1].to('cuda:0'), tensors[2], groups=4, backend='cuda')
+
+
+def test_more_than_2_to_31_elements(ordered):
+    """Of input and output; the last image must be as if alone."""
+    torch.use_deterministic_algorithms(ordered, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        batch, side, groups, group_channels = 9, 2048, 4, 16
+        elements = batch * side * side * groups * group_channels
+        assert elements > 2**31
+        need = elements * (2 + 2 + 2 + 4) + batch * side * side * groups * 9 * 3 * 2 * 2
+        if torch.cuda.mem_get_info()[0] < need * 1.3:
+            pytest.skip(f'needs {need * 1.3 / 2**30:.0f} GiB of free GPU memory')
+        rng = torch.Generator('cuda').manual_seed(0)
+
+        def normal(*size):
+            return torch.randn(
+                batch, side, side, *size, generator=rng, device='cuda', dtype=torch.bfloat16
+            )
+
+        input, offset = normal(groups * group_channels), normal(groups * 18)
+        mask, grad = normal(groups * 9), normal(groups * group_channels)
+        large = forward_backward(input, offset, mask, grad, groups=groups)
+        last = [tensor[-1:].clone() for tensor in (input, offset, mask, grad)]
+        alone = forward_backward(*last, groups=groups)
+        for actual, truth in zip(large, alone, strict=True):
+            error = relative_error(actual[-1:], truth.double())
+            assert error < (1e-30 if ordered else TOLERANCES[torch.bfloat16])
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+def test_sizes_beyond_the_kernels_are_refused():
+    far = 1 << 29
+    with pytest.raises(ValueError, match='CUDA kernels take sizes of one image'):
+        dcnv3(
+            torch.zeros(1, 1, 1, 16, device='cuda'),
+            torch.zeros(1, 2, 2, 2, device='cuda'),
+            torch.zeros(1, 2, 2, 1, device='cuda'),
+            kernel_size=1,
+            padding=far,
+            stride=2 * far,
+            groups=1,
+            backend='cuda',
+        )

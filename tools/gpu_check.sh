@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Build the CUDA kernels on a machine with a GPU, test them, measure them, and write one report.
+#
+#   tools/gpu_check.sh [--out REPORT] [--official DIR] [--dcnv4 DIR]
+#
+# Needs python3 with a CUDA build of torch, a C++ compiler and nvcc of torch's CUDA release; nothing of
+# OpenMMLab. --official and --dcnv4 name folders with the built third-party packages `ops_dcnv3` (of
+# InternImage) and `DCNv4`; with each the benchmark times that op beside ours. PYTHON chooses another
+# interpreter. The exit status is that of the first step that failed; later steps run all the same.
+set -uo pipefail
+
+fail() {
+  echo "gpu_check: $*" >&2
+  exit 2
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+python=${PYTHON:-python3}
+report=gpu_report.txt
+against=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --out) report=${2:?--out needs a file} ;;
+    --official) against+=("official=${2:?--official needs a folder}") ;;
+    --dcnv4) against+=("dcnv4=${2:?--dcnv4 needs a folder}") ;;
+    *) fail "unknown argument $1; see the head of this file" ;;
+  esac
+  shift 2
+done
+
+"$python" -c 'import torch; torch.cuda.init()' || fail "$python sees no GPU through torch"
+"$python" -m pytest --version >/dev/null 2>&1 || fail 'pytest is missing: pip install pytest'
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+status=0
+: >"$report" || fail "cannot write $report"
+
+step() {
+  local title=$1 code
+  shift
+  printf '\n## %s\n\n$ %s\n' "$title" "$*" | tee -a "$report"
+  "$@" 2>&1 | tee -a "$report"
+  code=${PIPESTATUS[0]}
+  if [ "$code" -ne 0 ]; then
+    echo "FAILED with status $code" | tee -a "$report"
+    [ "$status" -ne 0 ] || status=$code
+  fi
+}
+
+step 'Machine' nvidia-smi
+step 'Versions' "$python" -c 'import sys, torch; print(sys.version, torch.__version__, torch.version.cuda)'
+step 'Build' env OPS_DCNV3_CUDA=1 "$python" setup.py build_ext --build-lib "$work/lib" \
+  --build-temp "$work/temp"
+# The package beside the extension just built, so that nothing has to be installed.
+cp -r ops_dcnv3/*.py "$work/lib/ops_dcnv3/"
+export PYTHONPATH="$work/lib"
+cp -r tests "$work/tests"
+step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
+# From a folder without an ops_dcnv3 of its own, which Python would import instead.
+here=$PWD
+cd "$work" || exit 2
+case $report in /*) ;; *) report=$here/$report ;; esac
+step 'Tests' "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
+  -o pythonpath="tests tests/ops" tests/ops/test_cuda.py
+for dtype in bfloat16 float16 float32; do
+  step "Benchmark, $dtype" "$python" -m ops_dcnv3.benchmark --device cuda --dtype "$dtype"
+done
+for entry in ${against[@]+"${against[@]}"}; do
+  step "Beside ${entry%%=*}" "$python" "$here/tests/ops/against.py" "${entry%%=*}" "${entry#*=}"
+done
+cd "$here" || exit 2
+echo
+echo "report: $report"
+exit "$status"
