@@ -1,4 +1,8 @@
-"""Detectors of the official release under deterministic weights, built from our configs."""
+"""Detectors of the official release under deterministic weights, built from our configs.
+
+Of the official results, ``golden/detseg`` leaves out the largest maps (of some, the channel
+statistics remain) and, but for one model, the arrays of the training forward pass.
+"""
 
 import functools
 import importlib.util
