@@ -85,7 +85,8 @@ _JOINT_MULTIPLE = 16
 def _is_plain(layer: nn.Module) -> bool:
     """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
 
-    It is not where it was replaced or patched (adapters) or has hooks, quantized or sharded weights.
+    It is not where it was replaced or patched (adapters), has hooks, or quantized or sharded
+    weights.
     """
     return (
         type(layer) is nn.Linear
@@ -250,7 +251,8 @@ class DCNv3(nn.Module):
             return offset(query), mask(query)
         sizes = [offset.weight.shape[0], mask.weight.shape[0]]
         sizes.append(-sum(sizes) % _JOINT_MULTIPLE)
-        weights, biases = [offset.weight, mask.weight], [offset.bias, mask.bias]
+        weights: list[Tensor] = [offset.weight, mask.weight]
+        biases: list[Tensor] = [offset.bias, mask.bias]
         if sizes[-1]:
             weights.append(mask.weight.new_zeros(sizes[-1], mask.weight.shape[1]))
             biases.append(mask.bias.new_zeros(sizes[-1]))

@@ -74,7 +74,7 @@ class InternImageDINO(DINO):
     """
 
     def _init_layers(self) -> None:
-        decoder = self.decoder  # a config, until the layers are built
+        decoder: dict = self.decoder  # type: ignore[has-type]  # until the layers are built
         super()._init_layers()
         self.decoder = InternImageDINODecoder(**decoder)
 

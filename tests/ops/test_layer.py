@@ -1,4 +1,4 @@
-"""The layers ``offset`` and ``mask`` of DCNv3 run as one, unless more than their weights matters."""
+"""The layers ``offset`` and ``mask`` of DCNv3 run as one, if nothing but their weights matters."""
 
 import pytest
 import torch

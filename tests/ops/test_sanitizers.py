@@ -21,7 +21,7 @@ def build_and_run(tmp_path, rounds, *sources):
     build = [
         *compiler.split(),
         '-std=c++17',
-        '-O1',
+        '-O0',
         '-g',
         '-fno-math-errno',
         '-fno-trapping-math',

@@ -1,10 +1,13 @@
 // AVX2. The headers come before the pragma, or inline functions of theirs would be
 // compiled for AVX2 and could replace, at link time, the ones that other files use.
 #ifdef DCNV3_X86_DISPATCH
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <vector>
 

@@ -1,0 +1,373 @@
+// Vectors of the instruction set that kernels.h is compiled for, and 16-bit floats.
+//
+// Included by kernels.h, inside its namespace.
+
+// ---------------------------------------------------------------------------------- 16-bit floats
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline uint32_t to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+inline float to_compute(float value) { return value; }
+inline double to_compute(double value) { return value; }
+inline float to_compute(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
+
+inline float to_compute(Float16 value) {
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  // Moving the exponent field as it is and scaling by the difference of the biases (2^112) is exact
+  // for normal and subnormal numbers alike.
+  const float finite = from_bits(magnitude << 13) * 0x1p112f;
+  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : to_bits(finite);
+  return from_bits(bits | uint32_t(value.bits & 0x8000u) << 16);
+}
+
+inline void store(float value, float* to) { *to = value; }
+inline void store(double value, double* to) { *to = value; }
+
+// Both round to nearest, ties to even.
+inline void store(float value, BFloat16* to) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  to->bits = uint16_t(value != value ? 0x7fc0u : rounded);
+}
+
+inline void store(float value, Float16* to) {
+  const uint32_t bits = to_bits(value);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  const uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
+  // Half a unit in the last place of 0.5f is the unit of subnormal halves, so the addition rounds.
+  const uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
+  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;              // 65520
+  half = magnitude > 0x7f800000u ? 0x7e00u : half;               // NaN
+  to->bits = uint16_t(half | (bits >> 16 & 0x8000u));
+}
+
+// --------------------------------------------------------------------------- channels in registers
+
+// N channels of one group. Vectors are at most one register wide.
+template <typename S, int N>
+struct Lanes {
+#if DCNV3_VECTOR_BYTES
+  static constexpr int kRegister = DCNV3_VECTOR_BYTES / int(sizeof(S));
+  static constexpr int kWidth = N < kRegister ? N : kRegister;
+  typedef S Vector __attribute__((vector_size(kWidth * sizeof(S))));
+#else
+  static constexpr int kWidth = 1;
+  using Vector = S;
+#endif
+  static constexpr int kCount = N / kWidth;
+};
+
+template <typename S>
+struct Lanes<S, 1> {
+  static constexpr int kWidth = 1;
+  using Vector = S;
+  static constexpr int kCount = 1;
+};
+
+template <typename V, typename S>
+inline V load(const S* from, const S*) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline float load_scalar(const BFloat16* from) { return to_compute(*from); }
+inline float load_scalar(const Float16* from) { return to_compute(*from); }
+
+#if DCNV3_VECTOR_BYTES
+// W unsigned 16-bit numbers as 32-bit ones. Written out for each width, since GCC 12 rejects
+// __builtin_convertvector on vectors of dependent size.
+template <int W>
+struct Bits;
+
+#define DCNV3_BITS(W)                                            \
+  template <>                                                    \
+  struct Bits<W> {                                               \
+    typedef uint16_t Narrow __attribute__((vector_size(W * 2))); \
+    typedef uint32_t Wide __attribute__((vector_size(W * 4)));   \
+    static Wide load(const void* from) {                         \
+      Narrow narrow;                                             \
+      std::memcpy(&narrow, from, sizeof narrow);                 \
+      return __builtin_convertvector(narrow, Wide);              \
+    }                                                            \
+  };
+DCNV3_BITS(4)
+#if DCNV3_VECTOR_BYTES >= 32
+DCNV3_BITS(8)
+#endif
+#if DCNV3_VECTOR_BYTES >= 64
+DCNV3_BITS(16)
+#endif
+#undef DCNV3_BITS
+
+template <typename V>
+inline V load(const BFloat16* from, const float*) {
+  constexpr int kWidth = sizeof(V) / sizeof(float);
+  if constexpr (kWidth == 1) {
+    return load_scalar(from);
+  } else {
+    const auto bits = Bits<kWidth>::load(from) << 16;
+    V value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+}
+
+template <typename V>
+inline V load(const Float16* from, const float*) {
+  constexpr int kWidth = sizeof(V) / sizeof(float);
+  if constexpr (kWidth == 1) {
+    return load_scalar(from);
+  } else {
+    using Wide = typename Bits<kWidth>::Wide;
+    const Wide bits = Bits<kWidth>::load(from);
+    const Wide magnitude = bits & 0x7fffu;
+    const Wide moved = magnitude << 13;
+    V finite;
+    std::memcpy(&finite, &moved, sizeof finite);
+    finite *= 0x1p112f;
+    Wide result;
+    std::memcpy(&result, &finite, sizeof result);
+    result = magnitude >= 0x7c00u ? (moved | 0x7f800000u) : result;
+    result |= (bits & 0x8000u) << 16;
+    V value;
+    std::memcpy(&value, &result, sizeof value);
+    return value;
+  }
+}
+#else
+template <typename V>
+inline V load(const BFloat16* from, const float*) {
+  return load_scalar(from);
+}
+template <typename V>
+inline V load(const Float16* from, const float*) {
+  return load_scalar(from);
+}
+#endif
+
+template <typename V, typename S, typename T>
+inline void store_vector(V value, T* to) {
+  if constexpr (sizeof(V) == sizeof(S)) {
+    store(value, to);
+  } else if constexpr (std::is_same<S, T>::value) {
+    std::memcpy(to, &value, sizeof value);
+  } else {
+    S lanes[sizeof(V) / sizeof(S)];
+    std::memcpy(lanes, &value, sizeof value);
+    for (size_t i = 0; i < sizeof(V) / sizeof(S); ++i) store(lanes[i], to + i);
+  }
+}
+
+// ---------------------------------------------------------------------------- points in registers
+
+// What the arithmetic over sampling points is written in: one register of numbers of type S with as
+// many 32-bit integers, or single numbers where there are no vectors of the kind. `Mask` is what a
+// comparison gives.
+template <typename S>
+struct Pack {
+  static constexpr int kWidth = 1;
+  using Real = S;
+  using Int = int32_t;
+  using Mask = bool;
+
+  static Int lanes() { return 0; }
+  static Int truncate(Real x) { return Int(x); }
+  static Real real(Int x) { return Real(x); }
+  static Int one_where(Mask mask) { return mask ? 1 : 0; }
+  static bool below(Int x, int32_t size) { return uint32_t(x) < uint32_t(size); }
+  static Real power_of_two(Int exponent) { return Real(from_bits(uint32_t(exponent + 127) << 23)); }
+  static S largest(Real x) { return x; }
+  static S sum(Real x) { return x; }
+
+  // S from (x, y) pairs, and back
+  template <typename T>
+  static void load_pairs(const T* from, Real* x, Real* y) {
+    *x = to_compute(from[0]);
+    *y = to_compute(from[1]);
+  }
+  template <typename T>
+  static void store_pairs(Real x, Real y, T* to) {
+    store(x, to);
+    store(y, to + 1);
+  }
+  // four numbers for each point
+  static void load_quads(const S* from, Real* a, Real* b, Real* c, Real* d) {
+    *a = from[0], *b = from[1], *c = from[2], *d = from[3];
+  }
+  static void store_quads(Real a, Real b, Real c, Real d, S* to) {
+    to[0] = a, to[1] = b, to[2] = c, to[3] = d;
+  }
+};
+
+#if DCNV3_VECTOR_BYTES
+#if DCNV3_VECTOR_BYTES == 64
+#define DCNV3_EVEN 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define DCNV3_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define DCNV3_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define DCNV3_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define DCNV3_COUNT 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif DCNV3_VECTOR_BYTES == 32
+#define DCNV3_EVEN 0, 2, 4, 6, 8, 10, 12, 14
+#define DCNV3_ODD 1, 3, 5, 7, 9, 11, 13, 15
+#define DCNV3_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define DCNV3_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define DCNV3_COUNT 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define DCNV3_EVEN 0, 2, 4, 6
+#define DCNV3_ODD 1, 3, 5, 7
+#define DCNV3_LOW 0, 4, 1, 5
+#define DCNV3_HIGH 2, 6, 3, 7
+#define DCNV3_COUNT 0, 1, 2, 3
+#endif
+
+// Numbers from two vectors by their index, GCC's way and Clang's.
+#if defined(__clang__)
+#define DCNV3_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define DCNV3_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Int){__VA_ARGS__})
+#endif
+
+template <>
+struct Pack<float> {
+  static constexpr int kWidth = DCNV3_VECTOR_BYTES / int(sizeof(float));
+  typedef float Real __attribute__((vector_size(DCNV3_VECTOR_BYTES)));
+  typedef int32_t Int __attribute__((vector_size(DCNV3_VECTOR_BYTES)));
+  typedef uint32_t Unsigned __attribute__((vector_size(DCNV3_VECTOR_BYTES)));
+  using Mask = Int;  // 0 or -1
+
+  static Int lanes() { return Int{DCNV3_COUNT}; }
+  static Int truncate(Real x) { return __builtin_convertvector(x, Int); }
+  static Real real(Int x) { return __builtin_convertvector(x, Real); }
+  static Int one_where(Mask mask) { return -mask; }
+  static Mask below(Int x, int32_t size) { return Mask(Unsigned(x) < uint32_t(size)); }
+  static Real power_of_two(Int exponent) { return Real((exponent + 127) << 23); }
+
+  static Real even(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_EVEN); }
+  static Real odd(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_ODD); }
+  static Real low(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_LOW); }
+  static Real high(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_HIGH); }
+
+  static float largest(Real x) {
+    for (int n = kWidth; n > 1; n /= 2) {
+      const Real a = even(x, x), b = odd(x, x);
+      x = a > b ? a : b;
+    }
+    return x[0];
+  }
+  static float sum(Real x) {
+    for (int n = kWidth; n > 1; n /= 2) x = even(x, x) + odd(x, x);
+    return x[0];
+  }
+
+  template <typename T>
+  static void load_pairs(const T* from, Real* x, Real* y) {
+    const Real a = load<Real>(from, static_cast<float*>(nullptr));
+    const Real b = load<Real>(from + kWidth, static_cast<float*>(nullptr));
+    *x = even(a, b);
+    *y = odd(a, b);
+  }
+  template <typename T>
+  static void store_pairs(Real x, Real y, T* to) {
+    store_vector<Real, float>(low(x, y), to);
+    store_vector<Real, float>(high(x, y), to + kWidth);
+  }
+  static void load_quads(const float* from, Real* a, Real* b, Real* c, Real* d) {
+    Real ab_cd[4];  // a b c d a b ...
+    std::memcpy(ab_cd, from, sizeof ab_cd);
+    const Real ac0 = even(ab_cd[0], ab_cd[1]), ac1 = even(ab_cd[2], ab_cd[3]);
+    const Real bd0 = odd(ab_cd[0], ab_cd[1]), bd1 = odd(ab_cd[2], ab_cd[3]);
+    *a = even(ac0, ac1), *c = odd(ac0, ac1);
+    *b = even(bd0, bd1), *d = odd(bd0, bd1);
+  }
+  static void store_quads(Real a, Real b, Real c, Real d, float* to) {
+    const Real ac0 = low(a, c), ac1 = high(a, c), bd0 = low(b, d), bd1 = high(b, d);
+    const Real quads[4] = {low(ac0, bd0), high(ac0, bd0), low(ac1, bd1), high(ac1, bd1)};
+    std::memcpy(to, quads, sizeof quads);
+  }
+};
+#endif
+
+// Each of four numbers that are next to one another, in all lanes.
+template <typename V, typename S>
+struct Splats {
+  const S* from;
+  explicit Splats(const S* from_) : from(from_) {}
+  template <int c>
+  S get() const {
+    return from[c];
+  }
+};
+
+// One load and four shuffles within 128 bits: four loads, as of above, would compete with those of
+// the channels.
+#if DCNV3_VECTOR_BYTES >= 32
+template <>
+struct Splats<Pack<float>::Real, float> {
+  using Real = Pack<float>::Real;
+  using Int = Pack<float>::Int;
+  Real quads;
+#if DCNV3_VECTOR_BYTES == 64
+  // With a mask, since GCC 12 warns about its own intrinsic without.
+  explicit Splats(const float* from)
+      : quads(Real(_mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_loadu_ps(from)))) {}
+#else
+  explicit Splats(const float* from)
+      : quads(Real(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from)))) {}
+#endif
+  template <int c>
+  Real get() const {
+#if DCNV3_VECTOR_BYTES == 64
+    return DCNV3_SHUFFLE(quads, quads, c, c, c, c, c + 4, c + 4, c + 4, c + 4, c + 8, c + 8, c + 8,
+                         c + 8, c + 12, c + 12, c + 12, c + 12);
+#else
+    return DCNV3_SHUFFLE(quads, quads, c, c, c, c, c + 4, c + 4, c + 4, c + 4);
+#endif
+  }
+};
+#endif
+
+// Add the sums over the lanes of four vectors to `to`.
+template <typename S, int W, typename V>
+inline void add_sums(const V* values, S* to) {
+  using P = Pack<S>;
+  if constexpr (W == 1) {
+    for (int c = 0; c < 4; ++c) to[c] += values[c];
+  } else if constexpr (W == P::kWidth) {
+    const V ab = P::even(values[0], values[1]) + P::odd(values[0], values[1]);
+    const V cd = P::even(values[2], values[3]) + P::odd(values[2], values[3]);
+    V sums = P::even(ab, cd) + P::odd(ab, cd);
+    for (int n = W; n > 4; n /= 2) sums = P::even(sums, sums) + P::odd(sums, sums);
+    typedef S Quad __attribute__((vector_size(4 * sizeof(S))));
+    Quad four, before;
+    std::memcpy(&four, &sums, sizeof four);
+    std::memcpy(&before, to, sizeof before);
+    before += four;
+    std::memcpy(to, &before, sizeof before);
+  } else {
+    for (int c = 0; c < 4; ++c) {
+      for (int i = 0; i < W; ++i) to[c] += values[c][i];
+    }
+  }
+}
+
+// Split `channels` into register blocks: visit(std::integral_constant<int, N>, first channel).
+template <typename Visit>
+inline void for_channel_blocks(int64_t channels, Visit visit) {
+  int64_t c = 0;
+  for (; c + 32 <= channels; c += 32) visit(std::integral_constant<int, 32>(), c);
+  for (; c + 16 <= channels; c += 16) visit(std::integral_constant<int, 16>(), c);
+  for (; c + 8 <= channels; c += 8) visit(std::integral_constant<int, 8>(), c);
+  for (; c + 4 <= channels; c += 4) visit(std::integral_constant<int, 4>(), c);
+  for (; c < channels; ++c) visit(std::integral_constant<int, 1>(), c);
+}
