@@ -192,10 +192,19 @@ def test_kernels_beyond_shared_memory(library, shape, options, logits):
 
 @pytest.mark.parametrize('ordered', [False, True], ids=['atomics', 'ordered'])
 @pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
-def test_order_of_lanes_does_not_matter(library, logits, ordered):
+@pytest.mark.parametrize(
+    ('shape', 'options'),
+    [
+        pytest.param((2, 6, 9, 5, 16), dict(), id='shuffles'),
+        # One lane a task, so that no shuffle does the work of a barrier.
+        pytest.param((1, 5, 6, 3, 4), dict(), id='no shuffles'),
+        pytest.param((1, 4, 5, 2, 4), dict(kernel_size=9, padding=4), id='chunks'),
+    ],
+)
+def test_order_of_lanes_does_not_matter(library, shape, options, logits, ordered):
     """A missing barrier would show: lanes run first to last, last to first and at random."""
-    tensors = random_inputs(2, 6, 9, 5, 16)
-    options = dict(groups=5, mask_is_logits=logits)
+    tensors = random_inputs(*shape, **options)
+    options = {**options, 'groups': shape[3], 'mask_is_logits': logits}
     results = [
         emulate(library, tensors, options, torch.float32, ordered=ordered, order=order)
         for order in (0, 1, 2, 3)
