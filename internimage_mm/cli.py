@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
@@ -47,6 +47,16 @@ _FILES = ('ann_file', 'label_file', 'hierarchy_file', 'meta_file', 'image_level_
 
 class UserError(Exception):
     """A mistake in what the user gave; the message says what is wrong and what is needed."""
+
+
+class ConfigOptions(DictAction):
+    """The action of ``--cfg-options``; a malformed setting is an error of usage, no traceback."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, SyntaxError) as error:
+            parser.error(f'{option_string} takes KEY=VALUE pairs, got {" ".join(values)} ({error})')
 
 
 def reports_user_errors(main: Callable) -> Callable:
@@ -117,6 +127,8 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
 
 def _similar_configs(path: str) -> str:
     folder = Path(path).parent
+    if found := sorted(Path('configs').glob(f'*/{Path(path).name}')):
+        return f'; do you mean {found[0]}?'
     names = [p.name for p in folder.glob('*.py')] if folder.is_dir() else []
     similar = difflib.get_close_matches(Path(path).name, names, n=3, cutoff=0.3)
     if similar:
@@ -215,7 +227,7 @@ def _check_image_pairs(dataset: dict, split: str) -> None:
         listed = f' of {built.ann_file}' if built.ann_file else ''
         raise UserError(
             f'the {split} data has no images: there is no *{built.img_suffix}{listed} in '
-            f'{built.data_prefix["img_path"]}; {_data_hint(built.data_prefix["img_path"])}'
+            f'{built.data_prefix["img_path"]}; {_data_hint(built.data_prefix["img_path"], split)}'
         )
     there: dict[str, set[str]] = {}  # one listing of a folder instead of a question per file
     for key, what in (('img_path', 'images'), ('seg_map_path', 'label maps')):
@@ -226,7 +238,7 @@ def _check_image_pairs(dataset: dict, split: str) -> None:
         if missing:
             raise UserError(
                 f'the {split} data lacks {len(missing)} of {len(paths)} {what}: '
-                f'{_some(missing[:1])} does not exist; {_data_hint(missing[0])}'
+                f'{_some(missing[:1])} does not exist; {_data_hint(missing[0], split)}'
             )
 
 
@@ -236,16 +248,21 @@ def _annotation_file(dataset: dict) -> str:
 
 def _check_exists(path: str, split: str) -> None:
     if '://' not in path and not osp.exists(path):
-        raise UserError(f'the {split} data needs {path}, which does not exist; {_data_hint(path)}')
+        raise UserError(
+            f'the {split} data needs {path}, which does not exist; {_data_hint(path, split)}'
+        )
 
 
-def _data_hint(path: str) -> str:
+def _data_hint(path: str, split: str) -> str:
     folders = set(Path(path.lower()).parts)
     if folders & {'mini_coco', 'mini_ade20k', 'mini_imagenet'}:
         return 'make it with: python tools/make_mini_dataset.py'
     readme = next((name for name, known in _README_OF.items() if folders & known), None)
     where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''
-    return f'{where}set the data_root of the config to where your copy lies'
+    return (
+        f'{where}say where your copy lies: data_root of the data set, ann_file of the evaluator; '
+        f'--cfg-options {split}_dataloader.dataset.data_root=... {split}_evaluator.ann_file=...'
+    )
 
 
 def _coco_classes(dataset: dict, scope: str | None) -> tuple[str, ...] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import platform
+import re
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from packaging.version import Version
@@ -69,7 +71,30 @@ def conflicts() -> list[str]:
                 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
                 '--force-reinstall --no-deps mmcv==2.1.0'
             )
+    # "+cu130", "+cpu": what a build is for. Builds of the package index do not say.
+    for_torch = Version(torch.__version__).local
+    for_vision = torchvision_build()
+    if for_torch and for_vision and for_torch != for_vision:
+        found.append(
+            f'torchvision is built for {for_vision}, torch for {for_torch}: its operators do not '
+            'load, and importing mmdet.models or mmpretrain fails unless internimage_mm is '
+            'imported first, as our tools and configs do; or install the torchvision of your torch'
+        )
     return found
+
+
+def torchvision_build() -> str | None:
+    """What torchvision is built for, such as ``cu130``; None if it is missing or does not say."""
+    package = importlib.util.find_spec('torchvision')
+    if package is None or not package.submodule_search_locations:
+        return None
+    # Read, not imported: importing is what may fail. The metadata leave this part out.
+    for folder in package.submodule_search_locations:
+        file = Path(folder) / 'version.py'
+        if file.is_file():
+            version = re.search(r"__version__ *= *'([^']*)'", file.read_text())
+            return Version(version[1]).local if version else None
+    return None
 
 
 def report() -> str:

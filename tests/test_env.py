@@ -1,4 +1,7 @@
+from types import SimpleNamespace
+
 import pytest
+import torch
 from packaging.version import Version
 
 from internimage_mm import env
@@ -11,8 +14,23 @@ def test_report_names_the_stack_and_the_backend():
     assert text.count('not installed') < 6
 
 
-def test_this_environment_has_no_known_conflict():
-    assert env.conflicts() == []
+def test_this_environment_has_no_other_conflict_than_a_foreign_torchvision():
+    # The package index has no torchvision for CPU builds of torch (see compat.py).
+    foreign = env.torchvision_build() not in (None, Version(torch.__version__).local)
+    found = env.conflicts()
+    assert len(found) == foreign
+    assert all('torchvision' in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ('content', 'build'),
+    [("__version__ = '0.28.0+cu130'\n", 'cu130'), ("__version__ = '0.28.0'\n", None), ('', None)],
+)
+def test_what_torchvision_is_built_for(monkeypatch, tmp_path, content, build):
+    (tmp_path / 'version.py').write_text(content)
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: spec)
+    assert env.torchvision_build() == build
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,10 @@
 import argparse
 import math
 
-from mmengine.config import DictAction
 from rich.console import Console
 from rich.table import Table
 
-from internimage_mm.cli import UserError, load_config, reports_user_errors
+from internimage_mm.cli import ConfigOptions, UserError, load_config, reports_user_errors
 from internimage_mm.flops import build_meta_model, count_flops, default_shape
 
 
@@ -31,7 +30,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings that override the config: model.backbone.arch=small',
     )

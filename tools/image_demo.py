@@ -5,12 +5,18 @@ import os.path as osp
 
 import cv2
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 
 from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
-from internimage_mm.cli import UserError, dataset_meta, load_config, reports_user_errors
+from internimage_mm.cli import (
+    ConfigOptions,
+    UserError,
+    dataset_meta,
+    load_config,
+    reports_user_errors,
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -28,7 +34,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings that override the config: visualizer.alpha=0.5',
     )

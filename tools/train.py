@@ -3,10 +3,10 @@
 import argparse
 import os
 
-from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from internimage_mm.cli import (
+    ConfigOptions,
     UserError,
     check_data,
     check_launcher,
@@ -39,7 +39,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help='settings that override the config: optim_wrapper.optimizer.lr=1e-4 key=[a,b]',
     )

@@ -43,6 +43,16 @@ def test_wrong_config_path(tmp_path, mini_coco, args):
     assert 'there are mask-rcnn_internimage-t_fpn_1x_coco.py' in message
 
 
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_malformed_option(tool, capsys):
+    # The config is not read before the command line is understood.
+    arguments = ['config.py', *['x.pth'] * (tool == 'test'), '--cfg-options', 'max_iters']
+    with pytest.raises(SystemExit) as error:
+        load_tool(tool).main(arguments)
+    assert error.value.code == 2
+    assert '--cfg-options takes KEY=VALUE pairs, got max_iters' in capsys.readouterr().err
+
+
 def test_config_in_a_missing_folder():
     assert 'nor does the folder no/such' in error_of('train', 'no/such/config.py')
 
