@@ -1,7 +1,7 @@
 """Detectors of the official release under deterministic weights, built from our configs.
 
-Of the official results, ``golden/detseg`` leaves out the largest maps (of some, the channel
-statistics remain) and, but for one model, the arrays of the training forward pass.
+``golden/detseg`` has a part of every array that the official run recorded: of the largest feature
+maps the channels that were recorded, at every third row and column, which the names say.
 """
 
 import functools
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from golden.deterministic_weights import tensor_for
+from golden_parts import part_of
 from mmdet.structures import DetDataSample
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
@@ -143,29 +144,21 @@ def training_samples(losses):
     return samples
 
 
-def assert_near(name, key, actual, tolerance):
-    """Compare with what is stored of an array: all, every n-th channel, or channel statistics.
+def assert_near(name, key, actual, tolerance, file='outputs'):
+    """Compare with what is stored of an array; see :mod:`golden_parts`.
 
     Args:
         name: The golden detector.
         key: The array's name without the ending that says what is stored of it.
         actual: The whole array.
         tolerance: Maps a stored name to the largest absolute difference allowed.
+        file: Where it is stored.
     """
     actual = actual.detach().double().numpy()
-    stored = {k: v for k, v in arrays(name).items() if k == key or k.startswith(f'{key}__')}
+    stored = {k: v for k, v in arrays(name, file).items() if k.partition('__')[0] == key}
     assert stored
     for part, expected in stored.items():
-        ending = part[len(key) :]
-        if ending.startswith('__every'):
-            step = int(ending.removeprefix('__every').removesuffix('ch'))
-            values = actual[:, ::step]
-        else:
-            values = {
-                '': lambda x: x,
-                '__chmean': lambda x: x.mean((0, 2, 3)),
-                '__chstd': lambda x: x.std((0, 2, 3)),
-            }[ending](actual)
+        values = part_of(actual, part)
         assert values.shape == expected.shape
         np.testing.assert_allclose(values, expected, rtol=0, atol=tolerance(part), err_msg=part)
 
