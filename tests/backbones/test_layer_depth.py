@@ -55,12 +55,12 @@ def test_parameters_outside_the_backbone_belong_to_the_last_block():
 def test_layer_decay_of_mmpretrain():
     classifier = MODELS.build(
         dict(
-            type='ImageClassifier',
+            type='mmpretrain.ImageClassifier',
             backbone=dict(
                 **{'type': 'InternImage', 'channels': 16, 'groups': [1, 2, 4, 8]}, **SETTINGS
             ),
-            neck=dict(type='GlobalAveragePooling'),
-            head=dict(type='LinearClsHead', num_classes=3, in_channels=128),
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=128),
         )
     )
     wrapper = build_optim_wrapper(

@@ -58,8 +58,9 @@ def run_dino(name, model, inputs, samples):
     topk = torch.topk
 
     def ranked(scores, k, dim):
-        values, results['topk_indices'] = topk(scores, k, dim=dim)
-        return values, stored if name == 'dino_t' else results['topk_indices']
+        values, indices = topk(scores, k, dim=dim)
+        results['topk_values'], results['topk_indices'] = values, indices
+        return values, stored if name == 'dino_t' else indices
 
     def keep(key):
         return lambda module, args, output: results.__setitem__(key, output)
@@ -144,9 +145,19 @@ def test_ranking_of_proposals(run):
     if name not in DINO:
         assert 'topk_indices' not in results
         return
-    differ = (results['topk_indices'].numpy() != helpers.arrays(name)['topk_indices']).sum()
-    # One swap at most, as between two runs of the official code (see above).
-    assert differ <= (2 if name == 'dino_t' else 0)
+    stored = helpers.arrays(name)
+    chosen, official = results['topk_indices'].numpy(), stored['topk_indices']
+    if name != 'dino_t':
+        np.testing.assert_array_equal(chosen, official)
+        return
+    # Only proposals whose scores differ by less than float32 noise change places, also between runs
+    # of the official code: 2 places of 900 there, here 2 with one thread and 4 with two.
+    scores = stored['topk_score'].max(-1)
+    noise = tolerance(name, 'topk_score')
+    assert np.abs(results['topk_values'].numpy() - scores).max() <= noise
+    score_of = dict(zip(official[0], scores[0], strict=True))
+    for rank, index in enumerate(chosen[0]):
+        assert abs(score_of.get(index, scores[0, -1]) - scores[0, rank]) <= noise
 
 
 def test_instance_masks(run):
