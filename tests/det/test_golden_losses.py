@@ -4,9 +4,7 @@ The random numbers follow the rule of the golden data (``helpers.GoldenRandom``)
 queries and the sampled anchors and boxes are thereby the official ones. The second image of a pair
 is the first one mirrored (padding included), cut to its ``img_shape``, and zero elsewhere.
 
-All that the official runs recorded is compared but for one thing: ``loss_mask`` of Mask R-CNN, with
-what depends on it (total, gradients of backbone, neck and mask head), because the masks of its
-ground truth are not recorded.
+All that the official runs recorded is compared.
 
 Tolerances. Between two CPU kernels the official losses move by up to 1.6e-6 and the norms of the
 gradients by up to 1.1e-3, relative (dino_t, where the ranking of proposals changes with them: see
@@ -191,25 +189,34 @@ def test_dino(dino):
     assert_gradients(dino.model, expected)
 
 
+def golden_masks(sample):
+    """The masks of the golden run: each box, rounded, without its upper left quarter.
+
+    The golden data do not record them. Of some 1600 shapes tried this is the one that yields the
+    official loss; that all gradients agree, too, rules out a coincidence.
+    """
+    masks = np.zeros((len(sample.gt_instances), *sample.pad_shape), np.uint8)
+    for mask, box in zip(masks, sample.gt_instances.bboxes.tolist(), strict=True):
+        x1, y1, x2, y2 = map(round, box)
+        mask[y1:y2, x1:x2] = 1
+        mask[y1 : y1 + (y2 - y1) // 2, x1 : x1 + (x2 - x1) // 2] = 0
+    return BitmapMasks(masks, *sample.pad_shape)
+
+
 def test_mask_rcnn(monkeypatch):
     name = 'mask_rcnn_t'
     model, golden = helpers.detector(name), golden_losses(name)
     images, samples = training_batch(name)
-    for sample in samples:  # the masks of the golden run are not recorded: full boxes
-        masks = np.zeros((len(sample.gt_instances), *sample.pad_shape), np.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, sample.gt_instances.bboxes.int(), strict=True):
-            mask[y1:y2, x1:x2] = 1
-        sample.gt_instances.masks = BitmapMasks(masks, *sample.pad_shape)
+    for sample in samples:
+        sample.gt_instances.masks = golden_masks(sample)
     random = helpers.GoldenRandom()
     random.patch(monkeypatch)
     losses = model.loss(images, samples)
     assert random.calls == golden['random_calls']
-    expected = golden['losses']
-    # Neither the loss of the masks nor what depends on it is compared.
-    assert losses.pop('loss_mask').isfinite() and expected.pop('loss_mask')
-    assert_losses(losses, expected)
-    total(losses).backward()
-    heads = ('rpn_head.', 'roi_head.bbox_head.')
-    norms = {name: n for name, n in golden['grad_l2_norm'].items() if name.startswith(heads)}
-    assert len(norms) == 14
-    assert_gradients(model, norms)
+    assert_losses(losses, golden['losses'])
+    loss = total(losses)
+    assert float(loss.detach()) == pytest.approx(golden['total'], rel=LOSS_TOLERANCE)
+    loss.backward()
+    expected = golden['grad_l2_norm']
+    assert len(expected) == len(list(model.parameters()))
+    assert_gradients(model, expected)
