@@ -7,7 +7,9 @@ import json
 import os
 import os.path as osp
 import sys
+import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from .checkpoint import CheckpointError
+from .files import renamed_when_complete
 
 _SHOWN = 10  # names listed in a message
 _LIBRARIES = {
@@ -76,6 +79,34 @@ def reports_user_errors(main: Callable) -> Callable:
             sys.exit(f'error: {error}')
 
     return wrapper
+
+
+@contextmanager
+def reports_model_errors() -> Iterator[None]:
+    """Turn what a wrong ``model`` of a config raises when it is built into a :class:`UserError`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError) as error:
+        message = error.args[0] if error.args else type(error).__name__
+        raised = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f'the model of the config cannot be built: {message} (raised in {raised.filename}, '
+            f'line {raised.lineno})'
+        ) from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, and the folders that it is in; it is complete or not there.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with renamed_when_complete(Path(path)) as unfinished:
+            unfinished.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
 
 
 def check_launcher(launcher: str) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import os.path as osp
-import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from .checkpoint import CheckpointError, fit_state_dict, read_checkpoint
-from .cli import UserError
+from .cli import reports_model_errors
 
 # One name for all: what a killed process leaves behind is overwritten by the next save.
 _UNFINISHED = 'unfinished_checkpoint.tmp'
@@ -34,15 +33,8 @@ class InternImageRunner(Runner):
     """
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        try:
+        with reports_model_errors():
             return super().build_model(model)
-        except (ValueError, TypeError, KeyError) as error:
-            message = error.args[0] if error.args else type(error).__name__
-            raised = traceback.extract_tb(error.__traceback__)[-1]
-            raise UserError(
-                f'the model of the config cannot be built: {message} (raised in {raised.filename}, '
-                f'line {raised.lineno})'
-            ) from error
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = dict(hooks or {})

@@ -11,12 +11,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         'root', help='folder with annotations/annotation_{train,val}.odgt and Images/*.jpg'
     )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the JSON files if they exist'
+    )
     return parser.parse_args(argv)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
-    for path in convert_crowdhuman(parse_args(argv).root):
+    args = parse_args(argv)
+    for path in convert_crowdhuman(args.root, args.overwrite):
         print(f'{path} written')
 
 

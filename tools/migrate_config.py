@@ -2,9 +2,8 @@
 
 import argparse
 import os.path as osp
-from pathlib import Path
 
-from internimage_mm.cli import UserError, reports_user_errors
+from internimage_mm.cli import UserError, reports_user_errors, write_text
 from internimage_mm.migration import migrate_config, read_old_config
 
 INCOMPLETE = 3
@@ -31,13 +30,13 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f'the new config must be called something.py, got {args.new}')
     if osp.realpath(args.old) == osp.realpath(args.new):
         raise UserError(f'{args.new} is the old config itself; give the new one another name')
+    if osp.isdir(args.new):
+        raise UserError(f'{args.new} is a folder; the new config is a file')
     if osp.exists(args.new) and not args.overwrite:
         raise UserError(f'{args.new} exists already; --overwrite replaces it')
     migration = migrate_config(read_old_config(args.old))
-    folder = Path(args.new).parent
-    folder.mkdir(parents=True, exist_ok=True)
     header = f'Translated from {osp.basename(args.old)} by tools/migrate_config.py.'
-    Path(args.new).write_text(migration.text(header), encoding='utf-8')
+    write_text(args.new, migration.text(header))
     print(f'wrote {args.new}')
     if text := migration.report.text():
         print(text)

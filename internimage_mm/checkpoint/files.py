@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files import renamed_when_complete
 from .convert import Conversion, Naming, convert
 from .layouts import Unpacked, unpack
 from .reader import CheckpointError, read_checkpoint
@@ -79,18 +79,13 @@ def _content(checkpoint: dict[str, Any], conversion: Conversion, to: Naming) -> 
 
 
 def _write(content: dict[str, Any], target: Path) -> None:
-    unfinished = target.with_name(f'{target.name}.unfinished')
     try:
-        with open(unfinished, 'wb') as file:
+        with renamed_when_complete(target) as unfinished, open(unfinished, 'wb') as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, target)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         raise CheckpointError(f'{target} cannot be written: {error}') from error
-    finally:
-        with suppress(FileNotFoundError):
-            unfinished.unlink()
 
 
 def _left_over(source: str, conversion: Conversion) -> str:

@@ -30,7 +30,8 @@ def read_old_config(path: str) -> dict:
 
     Raises:
         UserError: There is no such file, it is not Python, one of its ``_base_`` files is missing,
-            it is for today's stack already, or no config of a detector or segmentor.
+            its code raises, it is for today's stack already, or no config of a detector or
+            segmentor.
     """
     if not osp.isfile(path):
         raise UserError(f'config {path} does not exist')
@@ -48,10 +49,14 @@ def read_old_config(path: str) -> dict:
             f'config {path} (or one of its _base_ files) is not valid Python: {error.msg} '
             f'(line {error.lineno}: {(error.text or "").strip()})'
         ) from error
-    except (ConfigParsingError, OSError, ImportError, NameError, KeyError, TypeError) as error:
+    except (ConfigParsingError, OSError, ImportError) as error:
         raise UserError(
-            f'config {path} cannot be read: {error or type(error).__name__}. It inherits from '
-            'files of the official repository: leave it where it is in that tree'
+            f'config {path} cannot be read: {error}. It inherits from files of the official '
+            'repository: leave it where it is in that tree'
+        ) from error
+    except Exception as error:  # whatever the code of a config raises
+        raise UserError(
+            f'config {path} (or one of its _base_ files) raises {type(error).__name__}: {error}'
         ) from error
     check_old_style(old, path)
     return old

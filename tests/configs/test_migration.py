@@ -352,6 +352,28 @@ class TestCommand:
         assert tool.main([str(old_file), str(new), '--overwrite']) == 0
         assert new.read_text() != 'keep = 1\n'
 
+    def test_new_cannot_be_written(self, old_file, tmp_path):
+        folder, file = tmp_path / 'folder.py', tmp_path / 'file'
+        folder.mkdir()
+        file.write_text('keep\n')
+        for options in ([], ['--overwrite']):
+            assert 'folder.py is a folder' in self.refused(old_file, folder, *options)
+            assert 'cannot be written' in self.refused(old_file, file / 'new.py', *options)
+        assert file.read_text() == 'keep\n'
+
+    def test_old_one_stays_when_writing_fails(self, old_file, tmp_path, monkeypatch):
+        new = tmp_path / 'new.py'
+        new.write_text('keep = 1\n')
+
+        def full(path, text, **kwargs):
+            path.write_bytes(b'half')
+            raise OSError('No space left on device')
+
+        monkeypatch.setattr(Path, 'write_text', full)
+        assert 'No space left' in self.refused(old_file, new, '--overwrite')
+        assert new.read_text() == 'keep = 1\n'
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['new.py', 'old']
+
     def test_old_is_new(self, old_file):
         text = old_file.read_text()
         assert 'old config itself' in self.refused(old_file, old_file)
@@ -369,6 +391,14 @@ class TestCommand:
     def test_syntax_error(self, old_file, tmp_path):
         old_file.write_text('model = dict(\n')
         assert 'not valid Python' in self.refused(old_file, tmp_path / 'new.py')
+
+    @pytest.mark.parametrize('file', ['config.py', 'base.py'])
+    def test_code_that_raises(self, old_file, tmp_path, file):
+        with old_file.with_name(file).open('a') as opened:
+            opened.write('a = [1][3]\n')
+        message = self.refused(old_file, tmp_path / 'new.py')
+        assert f'{old_file} (or one of its _base_' in message
+        assert message.endswith('raises IndexError: list index out of range')
 
     def test_config_of_this_stack(self, tmp_path):
         config = zoo.ROOT / zoo.models()[MASK_RCNN]['Config']

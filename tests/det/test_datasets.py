@@ -172,6 +172,34 @@ def test_crowdhuman_conversion_errors(tmp_path):
     (tmp_path / 'Images' / 'train,2.jpg').unlink()
     with pytest.raises(SystemExit, match=re.escape('train,2.jpg, which does not exist')):
         main([str(tmp_path)])
-    (tmp_path / 'annotations' / 'annotation_train.odgt').write_text('{"ID": \n')
-    with pytest.raises(SystemExit, match='has a line that is not JSON'):
+    (tmp_path / 'Images' / 'train,2.jpg').write_text('no image')
+    with pytest.raises(SystemExit, match='train,2.jpg cannot be read'):
         main([str(tmp_path)])
+    write_image(tmp_path / 'Images' / 'train,2.jpg')
+    # The split that is converted last: the first one is not written either.
+    source = tmp_path / 'annotations' / 'annotation_val.odgt'
+    good = source.read_text()
+    for line, reason in (
+        ('{"ID": ', 'JSONDecodeError'),
+        ('{"ID": "val,1", "gtboxes": [{"tag": "person", "vbox": [1, 2, 3, 4]}]}', "'fbox'"),
+        ('{"ID": "val,1", "gtboxes": [{"tag": "person", "fbox": [1, 2, 3]}]}', 'expected 4, got 3'),
+        ('{"gtboxes": []}', "'ID'"),
+        ('[]', 'TypeError'),
+    ):
+        source.write_text(f'{good}\n{line}\n')
+        with pytest.raises(SystemExit, match=f'annotation_val.odgt, line 4 .*{reason}'):
+            main([str(tmp_path)])
+    assert not list(tmp_path.glob('annotations/*.json*'))
+
+
+def test_crowdhuman_conversion_keeps_what_is_there(tmp_path):
+    write_crowdhuman(tmp_path)
+    target = tmp_path / 'annotations' / 'annotation_val.json'
+    target.write_text('mine')
+    main = helpers.load_tool('convert_crowdhuman').main
+    with pytest.raises(SystemExit, match='annotation_val.json exists already; --overwrite'):
+        main([str(tmp_path)])
+    assert target.read_text() == 'mine'
+    assert not target.with_name('annotation_train.json').exists()
+    main([str(tmp_path), '--overwrite'])
+    assert len(json.loads(target.read_text())['images']) == 2
