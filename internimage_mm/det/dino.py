@@ -2,64 +2,33 @@
 
 import torch
 from mmdet.models import DINO, DINOHead
-from mmdet.models.layers import DinoTransformerDecoder
-from mmdet.models.layers.transformer.utils import MLP, coordinate_to_encoding, inverse_sigmoid
+from mmdet.models.layers.transformer.utils import MLP, inverse_sigmoid
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
-class InternImageDINODecoder(DinoTransformerDecoder):
-    """The DINO decoder of mmdet 3.3, which is that of the official release.
+class ReferencePointHead(MLP):
+    """From encoded boxes to positional queries, in the official width.
 
-    The onedl fork encodes each coordinate of a reference box with twice as many numbers, so that no
-    checkpoint of DINO, official or of mmdet, fits it.
+    Officially and in mmdet 3.3, each of a box's four coordinates is encoded as the sine and cosine
+    of 64 wavelengths. onedl-mmdetection takes 128, and twice the input channels in this layer, so
+    that no published weights fit. Every other of its wavelengths is an official one, to the last
+    bit; these are taken.
+
+    Args:
+        embed_dims: C, the channels of a query.
     """
 
-    def _init_layers(self) -> None:
-        super()._init_layers()
-        self.ref_point_head = MLP(2 * self.embed_dims, self.embed_dims, self.embed_dims, 2)
+    def __init__(self, embed_dims: int) -> None:
+        super().__init__(2 * embed_dims, embed_dims, embed_dims, 2)
+        self.in_channels = 2 * embed_dims
 
-    def forward(
-        self,
-        query: Tensor,
-        *,
-        reference_points: Tensor,
-        valid_ratios: Tensor,
-        reg_branches: nn.ModuleList,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor]:
-        """Run the layers, each of which refines the boxes that it starts from.
-
-        Args:
-            query: (N, queries, C).
-            reference_points: Boxes (cx, cy, w, h) in 0..1, (N, queries, 4).
-            valid_ratios: Share of each feature level that is image, not padding, (N, levels, 2).
-            reg_branches: Box branch of each layer.
-            **kwargs: What else a layer takes: ``value`` and the masks and shapes of the levels.
-
-        Returns:
-            Normalised queries after each layer, (layers, N, queries, C), and the boxes that each
-            layer started from and the last one ended with, (layers + 1, N, queries, 4).
-        """
-        states, references = [], [reference_points]
-        ratios = torch.cat([valid_ratios, valid_ratios], -1)[:, None]
-        for i, layer in enumerate(self.layers):
-            boxes = reference_points[:, :, None] * ratios
-            encoding = coordinate_to_encoding(boxes[:, :, 0], num_feats=self.embed_dims // 2)
-            query = layer(
-                query,
-                query_pos=self.ref_point_head(encoding),
-                reference_points=boxes,
-                valid_ratios=valid_ratios,
-                **kwargs,
-            )
-            shift = reg_branches[i](query)
-            refined = (shift + inverse_sigmoid(reference_points, eps=1e-3)).sigmoid()
-            # The next layer's loss reaches this layer through the box, but not further back.
-            references.append(refined)
-            reference_points = refined.detach()
-            states.append(self.norm(query))
-        return torch.stack(states), torch.stack(references)
+    def forward(self, encoding: Tensor) -> Tensor:
+        """Map (N, queries, 2 * C), or twice as many channels, to (N, queries, C)."""
+        if encoding.shape[-1] == 2 * self.in_channels:
+            # Pairs of sine and cosine; the second of two pairs is of a wavelength in between.
+            encoding = encoding.unflatten(-1, (-1, 4))[..., :2].flatten(-2)
+        return super().forward(encoding)
 
 
 @MODELS.register_module()
@@ -69,14 +38,16 @@ class InternImageDINO(DINO):
     mmdet draws them from a narrow uniform distribution (within 0.07). It matters only for a
     training that does not start from a detector's checkpoint.
 
+    And reference boxes are encoded as officially in every version of mmdet
+    (:class:`ReferencePointHead`).
+
     Raises:
         ValueError: In a forward pass, an image too small for the number of queries.
     """
 
     def _init_layers(self) -> None:
-        decoder: dict = self.decoder  # type: ignore[has-type]  # until the layers are built
         super()._init_layers()
-        self.decoder = InternImageDINODecoder(**decoder)
+        self.decoder.ref_point_head = ReferencePointHead(self.embed_dims)
 
     def init_weights(self) -> None:
         super().init_weights()

@@ -176,3 +176,16 @@ def test_instance_masks(run):
     assert (areas != stored['final_mask_area']).sum() <= 30
     first = np.unpackbits(stored['final_masks_packbits_first10'], axis=1)
     assert (first != masks[:10].reshape(10, -1)).sum() <= 4
+
+
+def test_reference_boxes_are_encoded_as_officially():
+    """Also where mmdet encodes them with twice as many wavelengths (onedl-mmdetection)."""
+    from mmdet.models.layers.transformer.utils import coordinate_to_encoding
+
+    from internimage_mm.det.dino import ReferencePointHead
+
+    head = ReferencePointHead(256)
+    boxes = torch.rand(2, 5, 4, generator=torch.manual_seed(0))
+    usual, doubled = (coordinate_to_encoding(boxes, num_feats=n) for n in (128, 256))
+    assert usual.shape[-1] * 2 == doubled.shape[-1] == 1024
+    assert torch.equal(head(usual), head(doubled))
