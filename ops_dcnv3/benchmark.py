@@ -6,20 +6,23 @@ The five default shapes are those of InternImage-T at 800x1280 and one with 32 c
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
+import inspect
 import json
-import math
-import platform
-import statistics
-import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import measure
 from .backends import available_backends
 from .functional import dcnv3
 
 Shape = tuple[int, int, int, int, int]
+Op = Callable[..., Tensor]
+"""``op(input, offset, mask, groups, logits)``"""
 
 SHAPES: tuple[Shape, ...] = (
     (1, 200, 320, 4, 16),
@@ -30,11 +33,24 @@ SHAPES: tuple[Shape, ...] = (
 )
 """(N, H, W, groups, channels per group)"""
 
+PASSES = {'forward': 'forward', 'forward_backward': 'forward + backward'}
+
 TOLERANCES = {'float64': 1e-9, 'float32': 1e-4, 'bfloat16': 2e-2, 'float16': 5e-3}
 """Largest error, relative to the largest value, with which a backend is timed."""
 
+# What the official functions call the arguments of a 3x3 convolution with one pixel of padding.
+OFFICIAL_ARGUMENTS = dict(
+    **{f'{name}_{axis}': n for name, n in [('kernel', 3), ('stride', 1)] for axis in 'hw'},
+    **{f'{name}_{axis}': n for name, n in [('pad', 1), ('dilation', 1)] for axis in 'hw'},
+    offset_scale=1.0,
+    im2col_step=256,
+    remove_center=False,
+)
 
-def make_inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[list[Tensor], Tensor]:
+
+def make_inputs(
+    shape: Shape, dtype: torch.dtype, device: str, logits: bool = False
+) -> tuple[list[Tensor], Tensor]:
     """Return input, offset and mask that require gradients, and an output gradient."""
     batch, height, width, groups, channels = shape
     rng = torch.Generator().manual_seed(0)
@@ -42,7 +58,8 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[list[Ten
     def normal(*size: int) -> Tensor:
         return torch.randn(batch, height, width, *size, generator=rng)
 
-    mask = normal(groups, 9).softmax(-1).flatten(3)
+    mask = normal(groups, 9)
+    mask = (mask if logits else mask.softmax(-1)).flatten(3)
     # Away from integer positions, where rounding decides on which side of the jump a gradient is.
     offset = normal(groups * 18)
     offset = offset.floor() + 0.1 + 0.8 * offset.frac().abs()
@@ -51,8 +68,61 @@ def make_inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[list[Ten
     return [tensor.requires_grad_() for tensor in tensors[:3]], tensors[3]
 
 
-def forward_backward(tensors: Sequence[Tensor], grad: Tensor, groups: int, backend: str) -> list:
-    output = dcnv3(*tensors, groups=groups, backend=backend)
+def backend_op(name: str) -> Op:
+    def op(input: Tensor, offset: Tensor, mask: Tensor, groups: int, logits: bool) -> Tensor:
+        return dcnv3(input, offset, mask, groups=groups, mask_is_logits=logits, backend=name)
+
+    return op
+
+
+def third_party_op(spec: str) -> Op:
+    """Return the op that ``MODULE:FUNCTION`` names.
+
+    It has the signature of the official functions: input, offset, mask, and further parameters that
+    are filled in by their names (:data:`OFFICIAL_ARGUMENTS`, ``group``, ``group_channels``). An
+    ``autograd.Function`` may be named as well. A parameter ``mask_is_logits`` is told of
+    ``--logits``; without it, the softmax is done before the call, and timed.
+
+    Raises:
+        ValueError: There is no such function, or it has an unknown parameter.
+    """
+    module, _, name = spec.partition(':')
+    try:
+        target: Any = functools.reduce(getattr, name.split('.'), importlib.import_module(module))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'--against {spec}: {error}') from error
+    if isinstance(target, type) and issubclass(target, torch.autograd.Function):
+        call, skip = target.apply, 4  # its first parameter is ctx
+        parameters = list(inspect.signature(target.forward).parameters)
+    else:
+        call, skip = target, 3
+        parameters = list(inspect.signature(target).parameters)
+    known = {*OFFICIAL_ARGUMENTS, 'group', 'group_channels', 'mask_is_logits'}
+    parameters = parameters[skip:]
+    if unknown := [parameter for parameter in parameters if parameter not in known]:
+        raise ValueError(
+            f'--against {spec}: unknown parameters {", ".join(unknown)}; after input, offset and '
+            f'mask any of {", ".join(sorted(known))} are known'
+        )
+
+    def op(input: Tensor, offset: Tensor, mask: Tensor, groups: int, logits: bool) -> Tensor:
+        if logits and 'mask_is_logits' not in parameters:
+            mask = mask.unflatten(-1, (groups, 9)).softmax(-1).flatten(3)
+        values = dict(
+            OFFICIAL_ARGUMENTS,
+            group=groups,
+            group_channels=input.shape[-1] // groups,
+            mask_is_logits=logits,
+        )
+        return call(input, offset, mask, *(values[parameter] for parameter in parameters))
+
+    return op
+
+
+def forward_backward(
+    op: Op, tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool
+) -> list[Tensor]:
+    output = op(*tensors, groups, logits)
     return [output, *torch.autograd.grad(output, tensors, grad)]
 
 
@@ -64,97 +134,182 @@ def largest_error(results: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
     )
 
 
-def median_ms(call: Callable[[], object], device: str, seconds: float) -> float:
-    """Median time of a call in ms over at least 3 repetitions and about ``seconds``."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        call()
-        if device == 'cuda':
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    once()
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
-        times.append(once())
-    return statistics.median(times) * 1e3
-
-
-def run(shapes: Sequence[Shape], dtype: str, device: str, seconds: float) -> list[dict]:
-    """Check and time every backend; one row for each shape and backend.
+def check(results: Sequence[Tensor], truths: Sequence[Tensor], dtype: str) -> float:
+    """Return the error of an op's results.
 
     Raises:
-        RuntimeError: A backend's results are wrong.
+        RuntimeError: It is larger than :data:`TOLERANCES` allows.
     """
-    rows = []
+    error = largest_error(results, truths)
+    if not error < TOLERANCES[dtype]:
+        raise RuntimeError(
+            f'wrong: error {error:.1e}, allowed {TOLERANCES[dtype]:.1e}; it is not timed'
+        )
+    return error
+
+
+def moved_bytes(tensors: Sequence[Tensor], grad: Tensor) -> tuple[int, int]:
+    """Bytes that a forward, and a forward and a backward, must read or write at the least.
+
+    Forward: input, offset and mask, and the output. Backward: these three and the output's
+    gradient, and the three gradients.
+    """
+    inputs = sum(tensor.nbytes for tensor in tensors)
+    forward = inputs + grad.nbytes
+    return forward, forward + 2 * inputs + grad.nbytes
+
+
+def time_op(
+    op: Op,
+    tensors: Sequence[Tensor],
+    grad: Tensor,
+    groups: int,
+    logits: bool,
+    seconds: float,
+) -> dict[str, dict[str, float | None]]:
+    """Return time, GB/s and peak memory of ``forward`` and ``forward_backward``."""
+    device = grad.device.type
+
+    def forward() -> None:
+        with torch.no_grad():
+            op(*tensors, groups, logits)
+
+    def both() -> None:
+        forward_backward(op, tensors, grad, groups, logits)
+
+    row: dict[str, dict[str, float | None]] = {}
+    calls = {'forward': forward, 'forward_backward': both}
+    for (key, call), moved in zip(calls.items(), moved_bytes(tensors, grad), strict=True):
+        ms = measure.median_ms(call, device, seconds)
+        peak = measure.peak_bytes(call, device)
+        row[key] = dict(
+            ms=ms,
+            gb_per_s=moved / ms / 1e6,
+            peak_mib=None if peak is None else peak / measure.MIB,
+        )
+    return row
+
+
+def load_bound_ms(shape: Shape, dtype: str, seconds: float) -> float:
+    """Time of the loads and multiply-adds of a forward alone, on data in the first-level cache."""
+    batch, height, width, groups, channels = shape
+    input = torch.empty(batch, height, width, groups * channels, dtype=getattr(torch, dtype))
+    return measure.median_ms(lambda: torch.ops.ops_dcnv3.load_bound(input, groups), 'cpu', seconds)
+
+
+def run(
+    shapes: Sequence[Shape],
+    dtype: str,
+    device: str,
+    seconds: float,
+    logits: bool = False,
+    against: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Check and time every backend, and third-party ops.
+
+    Returns:
+        The floors, ``rows``, one for each shape and op, and ``means`` of the ratios.
+
+    Raises:
+        RuntimeError: A backend's results are wrong. (A third-party op that is wrong or fails gets a
+            row that says so.)
+    """
+    ours = {name: backend_op(name) for name, (ok, _) in available_backends(device).items() if ok}
+    theirs = {spec: third_party_op(spec) for spec in against}
+    bandwidth = measure.copy_bandwidth(device, seconds) / 1e9
+    rows: list[dict[str, Any]] = []
     for shape in shapes:
-        tensors, grad = make_inputs(shape, getattr(torch, dtype), device)
         groups = shape[3]
+        bound = load_bound_ms(shape, dtype, seconds) if 'cpu' in ours else None
+        tensors, grad = make_inputs(shape, getattr(torch, dtype), device, logits)
         # In float64 positions of float32 tensors are exact, so this truth is for all dtypes.
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-        truth = forward_backward(exact, grad.double(), groups, 'reference')
-        for name, (ok, _) in available_backends(device).items():
-            if not ok:
+        truths = forward_backward(backend_op('reference'), exact, grad.double(), groups, logits)
+        for name, op in {**ours, **theirs}.items():
+            row: dict[str, Any] = dict(shape=shape, op=name, load_bound_ms=bound)
+            rows.append(row)
+            try:
+                results = forward_backward(op, tensors, grad, groups, logits)
+                row['error'] = check(results, truths, dtype)
+                del results
+            except Exception as error:
+                if name in ours:
+                    raise RuntimeError(f'backend {name!r}, {shape}: {error}') from error
+                row['failure'] = f'{error}'.splitlines()[0]
                 continue
-            error = largest_error(forward_backward(tensors, grad, groups, name), truth)
-            if not error < TOLERANCES[dtype]:
-                raise RuntimeError(
-                    f'backend {name!r} is wrong on {shape}: error {error:.1e}, '
-                    f'allowed {TOLERANCES[dtype]:.1e}; it is not timed'
-                )
+            row.update(time_op(op, tensors, grad, groups, logits, seconds))
+    for row in rows:
+        if 'failure' in row:
+            continue
+        for key in PASSES:
+            row[key]['of_copy_floor'] = row[key]['gb_per_s'] / bandwidth
+            row[key]['ratio'] = find(rows, row['shape'], 'reference')[key]['ms'] / row[key]['ms']
+        bound = row['load_bound_ms']
+        row['forward']['over_load_bound'] = bound and row['forward']['ms'] / bound
+    pairs = [(name, other) for name in ours for other in ('reference', *theirs) if name != other]
+    means = [mean_ratios(rows, name, other) for name, other in pairs]
+    return dict(copy_gb_per_s=bandwidth, rows=rows, means=[mean for mean in means if mean])
 
-            def forward(name=name, tensors=tensors, groups=groups):
-                with torch.no_grad():
-                    dcnv3(*tensors, groups=groups, backend=name)
 
-            def both(name=name, tensors=tensors, grad=grad, groups=groups):
-                forward_backward(tensors, grad, groups, name)
+def find(rows: Sequence[dict[str, Any]], shape: Shape, op: str) -> dict[str, Any]:
+    (row,) = (row for row in rows if row['shape'] == shape and row['op'] == op)
+    return row
 
-            rows.append(
-                dict(
-                    shape=shape,
-                    backend=name,
-                    error=error,
-                    forward_ms=median_ms(forward, device, seconds),
-                    forward_backward_ms=median_ms(both, device, seconds),
+
+def mean_ratios(rows: Sequence[dict[str, Any]], op: str, other: str) -> dict[str, Any] | None:
+    """Return geometric and smallest ratios of the times of two ops, of shapes where both ran."""
+    pairs = [
+        (find(rows, shape, op), find(rows, shape, other))
+        for shape in dict.fromkeys(row['shape'] for row in rows)
+    ]
+    pairs = [pair for pair in pairs if not any('failure' in row for row in pair)]
+    if not pairs:
+        return None
+    mean: dict[str, Any] = dict(op=op, over=other, shapes=len(pairs))
+    for key in PASSES:
+        ratios = [theirs[key]['ms'] / ours[key]['ms'] for ours, theirs in pairs]
+        mean[key] = dict(mean=measure.geometric_mean(ratios), smallest=min(ratios))
+    return mean
+
+
+def report(result: dict[str, Any]) -> None:
+    """Print what :func:`run` has returned."""
+
+    def cell(value: float | None, form: str) -> str:
+        return '-' if value is None else format(value, form)
+
+    print(f'copy floor: {result["copy_gb_per_s"]:.1f} GB/s, read and written')
+    width = max(len(row['op']) for row in result['rows'])
+    line = f'{{:<22}} {{:<{width}}} ' + '{:>8} {:>9} {:>10} {:>7} {:>8} {:>8} {:>9}'
+    for key, title in PASSES.items():
+        print(f'\n{title}')
+        head = ('ms', 'reference/', 'GB/s', 'of floor', '/ bound', 'peak MiB')
+        print(line.format('shape', 'op', 'error', *head))
+        for row in result['rows']:
+            start = (str(row['shape']), row['op'])
+            if 'failure' in row:
+                print(line.format(*start, *[''] * 7).rstrip(), row['failure'])
+                continue
+            values = row[key]
+            print(
+                line.format(
+                    *start,
+                    f'{row["error"]:.1e}',
+                    f'{values["ms"]:.3f}',
+                    f'{values["ratio"]:.1f}x',
+                    f'{values["gb_per_s"]:.1f}',
+                    f'{values["of_copy_floor"]:.0%}',
+                    cell(values.get('over_load_bound'), '.2f'),
+                    cell(values['peak_mib'], '.1f'),
                 )
             )
-    return rows
-
-
-def add_ratios(rows: list[dict]) -> dict[str, tuple[float, float]]:
-    """Add to each row how often ``reference`` takes its time; return geometric means by backend."""
-    logs: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        (reference,) = (
-            r for r in rows if r['backend'] == 'reference' and r['shape'] == row['shape']
-        )
-        row['forward_ratio'] = reference['forward_ms'] / row['forward_ms']
-        row['forward_backward_ratio'] = (
-            reference['forward_backward_ms'] / row['forward_backward_ms']
-        )
-        logs.setdefault(row['backend'], []).append(
-            (math.log(row['forward_ratio']), math.log(row['forward_backward_ratio']))
-        )
-    return {
-        name: (
-            math.exp(statistics.mean(forward for forward, _ in values)),
-            math.exp(statistics.mean(both for _, both in values)),
-        )
-        for name, values in logs.items()
-    }
-
-
-def processor() -> str:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            for line in file:
-                if line.startswith('model name'):
-                    return line.split(':', 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    print('\ngeometric mean of the ratios of times, and the smallest')
+    for mean in result['means']:
+        texts = [
+            f'{title} {mean[key]["mean"]:.1f}x, {mean[key]["smallest"]:.1f}x'
+            for key, title in PASSES.items()
+        ]
+        print(f'{mean["op"]} over {mean["over"]}, {mean["shapes"]} shapes: {"; ".join(texts)}')
 
 
 def parse_shape(text: str) -> Shape:
@@ -167,41 +322,35 @@ def parse_shape(text: str) -> Shape:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--shapes', nargs='+', type=parse_shape, default=SHAPES)
+    parser.add_argument('--logits', action='store_true', help='masks as logits, softmax in the op')
+    parser.add_argument(
+        '--against',
+        nargs='+',
+        default=[],
+        metavar='MODULE:FUNCTION',
+        help='ops with the signature of the official functions, timed beside ours',
+    )
     parser.add_argument('--dtype', choices=TOLERANCES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
     parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each median')
-    parser.add_argument('--json', metavar='FILE', help='write the rows to this file')
+    parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    name = torch.cuda.get_device_name() if args.device == 'cuda' else processor()
-    print(f'{name}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}, {args.dtype}')
-    print('shape is (N, H, W, groups, channels per group); times are medians in ms')
-    rows = run(args.shapes, args.dtype, args.device, args.seconds)
-    means = add_ratios(rows)
-    line = '{:<22} {:<10} {:>9} {:>10} {:>10} {:>13} {:>10}'
-    print(
-        line.format('shape', 'backend', 'error', 'forward', 'reference/', 'fwd + bwd', 'reference/')
+    result: dict[str, Any] = dict(machine=measure.machine(args.device), dtype=args.dtype)
+    print(', '.join(f'{key}: {value}' for key, value in result['machine'].items() if value))
+    print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
+    print('shape is (N, H, W, groups, channels per group); times are medians')
+    result['logits'] = args.logits
+    result.update(
+        run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
     )
-    for row in rows:
-        print(
-            line.format(
-                str(row['shape']),
-                row['backend'],
-                f'{row["error"]:.1e}',
-                f'{row["forward_ms"]:.2f}',
-                f'{row["forward_ratio"]:.1f}x',
-                f'{row["forward_backward_ms"]:.2f}',
-                f'{row["forward_backward_ratio"]:.1f}x',
-            )
-        )
-    for backend, (forward, both) in means.items():
-        print(f'geometric mean, {backend}: forward {forward:.1f}x, forward + backward {both:.1f}x')
+    report(result)
     if args.json:
         with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(rows, file, indent=1)
+            json.dump(result, file, indent=1)
 
 
 if __name__ == '__main__':

@@ -42,10 +42,22 @@ using BackwardGroups = void (*)(const Problem&, const T* grad_output, const T* i
                                 typename Compute<T>::type* grad_input, T* grad_offset, T* grad_mask,
                                 int64_t begin, int64_t end);
 
+// The loads and multiply-adds of a 3x3 kernel, for `count` pixels and groups, and nothing else
+// (bound.h), on as many elements of `data` and `output` as their constants say and four weights.
+template <typename T>
+using LoadBound = void (*)(const T* data, const typename Compute<T>::type* weight,
+                           typename Compute<T>::type* output, int64_t count,
+                           int64_t group_channels);
+constexpr int kBoundBlock = 32;  // channels at once, at most
+constexpr int kBoundShifts = 4;
+constexpr int kBoundData = (4 * 9 + kBoundShifts) * kBoundBlock;
+constexpr int kBoundOutput = kBoundShifts * kBoundBlock;
+
 template <typename T>
 struct Kernels {
   ForwardRows<T> forward;
   BackwardGroups<T> backward;
+  LoadBound<T> load_bound;
 };
 
 // The kernels for the best instruction set of this processor.

@@ -25,13 +25,14 @@ namespace {
 #include "points.h"
 #include "forward.h"
 #include "backward.h"
+#include "bound.h"
 // clang-format on
 
 }  // namespace
 
 template <typename T>
 Kernels<T> kernels() {
-  return {forward_rows<T>, backward_groups<T>};
+  return {forward_rows<T>, backward_groups<T>, load_bound<T>};
 }
 
 template Kernels<float> kernels();

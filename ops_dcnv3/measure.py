@@ -1,0 +1,131 @@
+"""What the benchmarks measure with: time, peak memory, the two floors, and what machine it was."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib.metadata
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+Call = Callable[[], object]
+
+MIB = 2**20
+
+
+def processor() -> str:
+    try:
+        with open('/proc/cpuinfo', encoding='utf-8') as file:
+            for line in file:
+                if line.startswith('model name'):
+                    return line.split(':', 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine(device: str) -> dict[str, str | int | None]:
+    """Return what a measurement depends on: processor, instruction set, threads, versions, GPU."""
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {
+        'processor': processor(),
+        'instruction set': torch.backends.cpu.get_cpu_capability(),
+        'threads': torch.get_num_threads(),
+        'GPU': torch.cuda.get_device_name() if device == 'cuda' else None,
+        'python': platform.python_version(),
+        'torch': str(torch.__version__),
+        'triton': version('triton'),
+        'CUDA': torch.version.cuda,
+    }
+
+
+def median_ms(call: Call, device: str, seconds: float) -> float:
+    """Median time of a call in ms, after one call to warm up.
+
+    At least 3 repetitions, 200 at most, and about ``seconds`` in all. On a GPU the time between two
+    events on its own clock, over 10 calls at once.
+    """
+    measure = _gpu_seconds if device == 'cuda' else _wall_seconds
+    measure(call)
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
+        times.append(measure(call))
+    return statistics.median(times) * 1e3
+
+
+def _wall_seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _gpu_seconds(call: Call, calls: int = 10) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    # The GPU waits a few ms while Python fills its queue: else a kernel of some microseconds would
+    # be found to take as long as it takes to launch.
+    torch.cuda._sleep(10_000_000)
+    start.record()
+    for _ in range(calls):
+        call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3 / calls
+
+
+def peak_bytes(call: Call, device: str) -> int | None:
+    """Return the most memory in use at any time during a call beyond that before it.
+
+    On a GPU by PyTorch's allocator. On the CPU by the resident set of the process, which the kernel
+    counts in pages: nothing a library allocates by itself escapes it, unlike PyTorch's profiler.
+    It exists on Linux only; None elsewhere.
+    """
+    call()
+    gc.collect()
+    if device == 'cuda':
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        # Memory that was freed but kept by the C library would count as in use before.
+        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
+            file.write('5')  # the peak so far is forgotten
+    except (OSError, AttributeError):
+        return None
+    before = _resident_bytes('VmRSS')
+    call()
+    return _resident_bytes('VmHWM') - before
+
+
+def _resident_bytes(field: str) -> int:
+    with open('/proc/self/status', encoding='ascii') as file:
+        for line in file:
+            if line.startswith(field + ':'):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError(f'/proc/self/status has no {field}')
+
+
+def copy_bandwidth(device: str, seconds: float) -> float:
+    """Bytes read and written per second by ``copy_`` of 256 MiB, beyond all caches."""
+    source = torch.ones(64 * MIB, device=device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device, seconds)
+    return (source.nbytes + target.nbytes) / ms * 1e3
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.mean(math.log(value) for value in values))
