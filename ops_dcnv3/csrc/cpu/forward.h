@@ -1,52 +1,52 @@
 // The forward kernel. Included by kernels.h, inside its namespace.
 
-// N channels of one group at one output pixel, from points that are next to one another. kPoints is
-// their number if it is known at compile time, else 0.
-template <int N, int kPoints, typename T, typename S>
-inline void sample(const Problem& problem, const Points<S>& points, int64_t first, int64_t count,
-                   const T* __restrict__ image, T* __restrict__ output) {
-  using L = Lanes<S, N>;
-  using Vector = typename L::Vector;
+// N channels of each group at one output pixel, from points that are next to one another. kPoints
+// is the number of points of a group if it is known at compile time, else 0; kInside whether no
+// point is at the border or outside. A function of its own so that the compiler keeps addresses in
+// registers.
+template <int N, int kPoints, bool kInside, typename T, typename S>
+DCNV3_NOINLINE void sample(const Problem& problem, const Points<S>& points, int64_t first,
+                           const T* __restrict__ image, T* __restrict__ output) {
+  using C = Channels<T, N>;
+  using Vector = typename C::Vector;
   // Several sums, because a multiply-add has to wait for the one before it on the same register.
-  constexpr int kSums = L::kCount >= 4 ? 1 : (L::kCount == 2 ? 2 : 4);
+  constexpr int kSums = C::kCount >= 4 ? 1 : (C::kCount == 2 ? 2 : 4);
+  const int64_t count = kPoints ? kPoints : problem.points();
   const int64_t channels = problem.channels();
   const int64_t step[4] = {0, channels, problem.width * channels, (problem.width + 1) * channels};
-  const int32_t* __restrict__ pixel = points.pixel + first;
-  const S* __restrict__ weight = points.weight + 4 * first;
-  Vector sum[kSums][L::kCount] = {};
-  for (int64_t p = 0; p < (kPoints ? kPoints : count); ++p) {
-    if (pixel[p] >= 0) {
-      const T* from = image + pixel[p] * channels;
-      const Splats<Vector, S> splats(weight + 4 * p);
-      for (int v = 0; v < L::kCount; ++v) {
-        const auto at = [&](int c) {
-          return load<Vector>(from + step[c] + v * L::kWidth, static_cast<S*>(nullptr));
-        };
-        sum[0][v] += splats.template get<0>() * at(0);
-        sum[1 % kSums][v] += splats.template get<1>() * at(1);
-        sum[2 % kSums][v] += splats.template get<2>() * at(2);
-        sum[3 % kSums][v] += splats.template get<3>() * at(3);
-      }
-    } else if (pixel[p] == kBorder) {
-      for (int c = 0; c < 4; ++c) {
-        const int64_t corner =
-            border_corner(problem, points.left[first + p], points.top[first + p], c);
-        if (corner < 0) continue;
-        for (int v = 0; v < L::kCount; ++v) {
-          sum[0][v] += weight[4 * p + c] * load<Vector>(image + corner * channels + v * L::kWidth,
-                                                        static_cast<S*>(nullptr));
+  for (int64_t g = 0; g < problem.groups; ++g, first += count) {
+    const int32_t* __restrict__ pixel = points.pixel + first;
+    const S* __restrict__ weight = points.weight + 4 * first;
+    Vector sum[kSums][C::kCount] = {};
+    const auto add = [&](int c, auto factor, const T* from) {
+      Vector value[C::kCount];
+      C::load(from, value);
+      for (int v = 0; v < C::kCount; ++v) sum[c % kSums][v] += factor * value[v];
+    };
+    for (int64_t p = 0; p < (kPoints ? kPoints : count); ++p) {
+      if (kInside || pixel[p] >= 0) {
+        const T* from = image + pixel[p] * channels;
+        const Splats<Vector, S> splats(weight + 4 * p);
+        add(0, splats.template get<0>(), from);
+        add(1, splats.template get<1>(), from + step[1]);
+        add(2, splats.template get<2>(), from + step[2]);
+        add(3, splats.template get<3>(), from + step[3]);
+      } else if (pixel[p] == kBorder) {
+        for (int c = 0; c < 4; ++c) {
+          const int64_t corner =
+              border_corner(problem, points.left[first + p], points.top[first + p], c);
+          if (corner >= 0) add(c, weight[4 * p + c], image + corner * channels);
         }
       }
     }
-  }
-  for (int v = 0; v < L::kCount; ++v) {
-    Vector total = sum[0][v];
-    for (int s = 1; s < kSums; ++s) total += sum[s][v];
-    store_vector<Vector, S>(total, output + v * L::kWidth);
+    for (int s = 1; s < kSums; ++s) {
+      for (int v = 0; v < C::kCount; ++v) sum[0][v] += sum[s][v];
+    }
+    C::store(sum[0], output);
+    image += problem.group_channels;
+    output += problem.group_channels;
   }
 }
-
-constexpr int64_t kRowsAhead = 4, kLine = 64;  // of the prefetch; the second in bytes
 
 template <int kPoints, typename T>
 void forward_rows_of(const Problem& problem, const T* input, const T* offset, const T* mask,
@@ -54,45 +54,42 @@ void forward_rows_of(const Problem& problem, const T* input, const T* offset, co
   using S = typename Compute<T>::type;
   const int64_t num_points = kPoints ? kPoints : problem.points();
   const int64_t per_pixel = problem.groups * num_points;
-  const int64_t channels = problem.channels(), group_channels = problem.group_channels;
+  const int64_t channels = problem.channels();
   const int64_t tile = tile_pixels(per_pixel);
   const Grid<S> grid(problem, problem.groups);
   const PointSource<T> source(problem, offset, mask);
   const Points<S> points(tile * per_pixel, false);
+  std::vector<char> inside(tile);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t out_y = row % problem.out_height;
     const T* image = input + row / problem.out_height * problem.height * problem.width * channels;
     for (int64_t x0 = 0; x0 < problem.out_width; x0 += tile) {
       const int64_t pixels = std::min(tile, problem.out_width - x0);
       const int64_t first = row * problem.out_width + x0;
-#if defined(__GNUC__)
-      // The input that the points of the next output rows are the first to touch: which it is, is
-      // known too late to hide the latency of memory, and follows no pattern for hardware to see.
-      // Not in a function of its own, which GCC takes for one without effect.
+      prefetch_points(problem, source, first + kTilesAhead * tile, pixels, 0, per_pixel);
       const int64_t ahead = (out_y + kRowsAhead) * problem.stride_h;
-      const T* line = image + (ahead * problem.width + x0 * problem.stride_w) * channels;
-      const T* last = line + pixels * problem.stride_w * channels;
-      for (; ahead < problem.height && line < last; line += kLine / sizeof(T)) {
-        __builtin_prefetch(line, 0, 2);
+      if (ahead < problem.height) {
+        prefetch(image + (ahead * problem.width + x0 * problem.stride_w) * channels,
+                 pixels * problem.stride_w * channels);
       }
-#endif
+      read_masks(problem, source, first, pixels, 0, per_pixel, points.mask);
+      if (problem.mask_is_logits) {
+        softmax<kPoints>(points.mask, pixels * problem.groups, num_points);
+      }
       for (int64_t q = 0; q < pixels; ++q) {
-        const int64_t at = q * per_pixel;
-        read_points(problem, grid, source, first + q, out_y, x0 + q, 0, per_pixel, points.x + at,
-                    points.y + at);
-        read_masks(problem, source, first + q, 0, problem.groups, num_points, points.mask + at);
+        inside[q] = locate<false>(problem, grid, source, first + q, out_y, x0 + q, 0, per_pixel,
+                                  points, q * per_pixel);
       }
-      locate(problem, pixels * per_pixel, points);
-      int64_t run = 0;
       for (int64_t q = 0; q < pixels; ++q) {
         T* to = output + (first + q) * channels;
-        for (int64_t g = 0; g < problem.groups; ++g, run += num_points) {
-          const int64_t from = g * group_channels;
-          for_channel_blocks(group_channels, [&](auto block, int64_t c) {
-            sample<decltype(block)::value, kPoints>(problem, points, run, num_points,
-                                                    image + from + c, to + from + c);
-          });
-        }
+        for_channel_blocks(problem.group_channels, [&](auto block, int64_t c) {
+          constexpr int N = decltype(block)::value;
+          if (inside[q]) {
+            sample<N, kPoints, true>(problem, points, q * per_pixel, image + c, to + c);
+          } else {
+            sample<N, kPoints, false>(problem, points, q * per_pixel, image + c, to + c);
+          }
+        });
       }
     }
   }

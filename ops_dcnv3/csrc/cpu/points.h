@@ -10,29 +10,30 @@ template <typename S>
 struct Points {
   static constexpr int64_t kAlign = 64;  // bytes: a register does not straddle cache lines
   std::vector<char> memory;
-  S *x, *y;   // positions, and once they are located the fractions
-  S* mask;    // after the softmax, if there is one
-  S* weight;  // four a point, mask times bilinear weight: top left, top right, bottom ...
-  int32_t *left, *top;
-  int32_t* pixel;  // index of the top left corner, or kBorder, or kOutside
-  S* dot;          // four a point, backward only: output gradient times the corner's values
+  S* mask;              // after the softmax, if there is one
+  S* weight;            // four a point, mask times bilinear weight: top left, top right, bottom ...
+  int32_t* pixel;       // index of the top left corner, or kBorder, or kOutside
+  int32_t *left, *top;  // of the points at the border
+  // backward only
+  S *x, *y;  // fractions
+  S* dot;    // four a point: output gradient times the corner's values
 
   Points(int64_t size, bool backward) {
     const int64_t room = (size + Pack<S>::kWidth + kAlign - 1) / kAlign * kAlign;
-    memory.resize(room * ((7 + (backward ? 4 : 0)) * sizeof(S) + 3 * sizeof(int32_t)) + kAlign);
+    memory.resize(room * ((5 + (backward ? 6 : 0)) * sizeof(S) + 3 * sizeof(int32_t)) + kAlign);
     char* at = memory.data();
     at += kAlign - reinterpret_cast<uintptr_t>(at) % kAlign;
     const auto take = [&](auto*& array, int64_t elements) {
       array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
       at += elements * sizeof *array;
     };
-    take(x, room);
-    take(y, room);
     take(mask, room);
     take(weight, 4 * room);
+    take(pixel, room);
     take(left, room);
     take(top, room);
-    take(pixel, room);
+    take(x, backward ? room : 0);
+    take(y, backward ? room : 0);
     take(dot, backward ? 4 * room : 0);
   }
 };
@@ -98,30 +99,6 @@ struct PointSource {
   }
 };
 
-// Positions of `count` points of one output pixel, from its point `first` on. Writes up to a
-// register more.
-template <typename T, typename S>
-inline void read_points(const Problem& problem, const Grid<S>& grid, const PointSource<T>& source,
-                        int64_t pixel, int64_t out_y, int64_t out_x, int64_t first, int64_t count,
-                        S* x, S* y) {
-  using P = Pack<S>;
-  constexpr int kWidth = P::kWidth;
-  const S scale = S(problem.offset_scale);
-  const S center_x =
-      S(out_x * problem.stride_w - problem.pad_w + problem.dilation_w * (problem.kernel_w - 1) / 2);
-  const S center_y =
-      S(out_y * problem.stride_h - problem.pad_h + problem.dilation_h * (problem.kernel_h - 1) / 2);
-  const T* offset = source.offset + pixel * problem.offset_stride + 2 * first;
-  T copy[2 * kWidth];
-  for (int64_t p = 0; p < count; p += kWidth) {
-    typename P::Real offset_x, offset_y;
-    P::load_pairs(whole_pack<2 * kWidth>(offset + 2 * p, source.offset_end, 2 * (count - p), copy),
-                  &offset_x, &offset_y);
-    store_pack(center_x + scale * (load_pack(grid.x.data() + p) + offset_x), x + p);
-    store_pack(center_y + scale * (load_pack(grid.y.data() + p) + offset_y), y + p);
-  }
-}
-
 // exp(x) for x <= 0: 2^n * exp(r) with n the nearest integer to x / ln 2 and the Taylor polynomial
 // of exp on |r| <= ln(2) / 2 (error below 2e-7). NaN for NaN.
 template <typename S>
@@ -147,83 +124,54 @@ inline typename Pack<S>::Real exp_nonpositive(typename Pack<S>::Real x) {
   }
 }
 
-// Softmax over `count` numbers, in `packs` registers. Writes up to a register more.
-template <int packs, typename T, typename S>
-inline void softmax_in_registers(const T* logits, const T* end, int64_t count, S* result) {
-  using P = Pack<S>;
-  using Real = typename P::Real;
-  const Real infinity = Real{} + std::numeric_limits<S>::infinity();
-  T copy[packs * P::kWidth];
-  logits = whole_pack<packs * P::kWidth>(logits, end, count, copy);
-  Real value[packs];
-  Real largest = -infinity;
-  for (int i = 0; i < packs; ++i) {
-    value[i] = load<Real>(logits + i * P::kWidth, static_cast<S*>(nullptr));
-    value[i] = P::lanes() + i * P::kWidth < int32_t(count) ? value[i] : -infinity;
-    largest = value[i] > largest ? value[i] : largest;
+// Softmax over each of `runs` runs of `count` numbers, in place. kPoints is the count if it is
+// known at compile time, else 0. Writes up to a register more.
+//
+// Sums and maxima are taken number by number: within a register they would take more shuffles than
+// a run has numbers.
+template <int kPoints, typename S>
+inline void softmax(S* values, int64_t runs, int64_t points) {
+  const int64_t count = kPoints ? kPoints : points;
+  for (int64_t r = 0; r < runs; ++r) {
+    S* run = values + r * count;
+    S largest = run[0];
+    for (int64_t p = 1; p < count; ++p) largest = run[p] > largest ? run[p] : largest;
+    for (int64_t p = 0; p < count; ++p) run[p] -= largest;
   }
-  const Real shift = Real{} + P::largest(largest);
-  Real sum = {};
-  for (int i = 0; i < packs; ++i) {
-    value[i] = exp_nonpositive<S>(value[i] - shift);
-    sum += value[i];
+  for (int64_t p = 0; p < runs * count; p += Pack<S>::kWidth) {
+    store_pack(exp_nonpositive<S>(load_pack(values + p)), values + p);
   }
-  const Real inverse = Real{} + S(1) / P::sum(sum);
-  for (int i = 0; i < packs; ++i) store_pack(value[i] * inverse, result + i * P::kWidth);
+  for (int64_t r = 0; r < runs; ++r) {
+    S* run = values + r * count;
+    S sum = run[0];
+    for (int64_t p = 1; p < count; ++p) sum += run[p];
+    const S inverse = S(1) / sum;
+    for (int64_t p = 0; p < count; ++p) run[p] *= inverse;
+  }
 }
 
-// The same for any number of points.
+// Masks of `count` points of each of `pixels` output pixels, from their point `first` on, before
+// the softmax. Writes up to a register more.
 template <typename T, typename S>
-inline void softmax_any(const T* logits, int64_t count, S* result) {
-  S largest = to_compute(logits[0]);
-  for (int64_t p = 0; p < count; ++p) {
-    result[p] = to_compute(logits[p]);
-    largest = result[p] > largest ? result[p] : largest;
-  }
-  S sum = 0;
-  for (int64_t p = 0; p < count; ++p) {
-    result[p] = std::exp(result[p] - largest);
-    sum += result[p];
-  }
-  const S inverse = S(1) / sum;
-  for (int64_t p = 0; p < count; ++p) result[p] *= inverse;
-}
-
-// Masks of `runs` groups with `count` points each of one output pixel, from its point `first` on,
-// after a softmax over each group if the problem has one. Writes up to a register more.
-template <typename T, typename S>
-inline void read_masks(const Problem& problem, const PointSource<T>& source, int64_t pixel,
-                       int64_t first, int64_t runs, int64_t count, S* m) {
+inline void read_masks(const Problem& problem, const PointSource<T>& source, int64_t first_pixel,
+                       int64_t pixels, int64_t first, int64_t count, S* masks) {
   using P = Pack<S>;
-  constexpr int kWidth = P::kWidth;
-  const T* mask = source.mask + pixel * problem.mask_stride + first;
-  if (!problem.mask_is_logits) {
-    T copy[kWidth];
-    for (int64_t p = 0; p < runs * count; p += kWidth) {
-      const T* pack = whole_pack<kWidth>(mask + p, source.mask_end, runs * count - p, copy);
-      store_pack(load<typename P::Real>(pack, static_cast<S*>(nullptr)), m + p);
-    }
-    return;
-  }
-  // Whether the softmax is worth its shuffles: not for single numbers and long runs.
-  const int64_t packs = kWidth == 1 ? 0 : (count + kWidth - 1) / kWidth;
-  for (int64_t r = 0; r < runs; ++r, mask += count, m += count) {
-    if (packs == 1) {
-      softmax_in_registers<1>(mask, source.mask_end, count, m);
-    } else if (packs == 2) {
-      softmax_in_registers<2>(mask, source.mask_end, count, m);
-    } else if (packs == 3) {
-      softmax_in_registers<3>(mask, source.mask_end, count, m);
-    } else {
-      softmax_any(mask, count, m);
+  T copy[P::kWidth];
+  for (int64_t q = 0; q < pixels; ++q) {
+    const T* mask = source.mask + (first_pixel + q) * problem.mask_stride + first;
+    for (int64_t p = 0; p < count; p += P::kWidth) {
+      const T* pack = whole_pack<P::kWidth>(mask + p, source.mask_end, count - p, copy);
+      store_pack(load_vector<typename P::Real>(pack, static_cast<S*>(nullptr)),
+                 masks + q * count + p);
     }
   }
 }
 
 // From the gradient of softmax(logits) to that of the logits, in place: run by run of `count`
 // points mask * (gradient - sum of mask * gradient).
-template <typename S>
-inline void softmax_backward(const S* mask, S* gradient, int64_t runs, int64_t count) {
+template <int kPoints, typename S>
+inline void softmax_backward(const S* mask, S* gradient, int64_t runs, int64_t points) {
+  const int64_t count = kPoints ? kPoints : points;
   for (const S* end = mask + runs * count; mask < end; mask += count, gradient += count) {
     S mean = 0;
     for (int64_t p = 0; p < count; ++p) mean += mask[p] * gradient[p];
@@ -231,40 +179,63 @@ inline void softmax_backward(const S* mask, S* gradient, int64_t runs, int64_t c
   }
 }
 
-// Turn positions into fractions, weights and corner indices.
-template <typename S>
-inline void locate(const Problem& problem, int64_t count, const Points<S>& points) {
+// Weights and corner indices of `count` points of one output pixel, from its point `first` on, for
+// the points of the tile from `at` on, whose masks are there; with kBackward fractions as well.
+// Returns whether all corners are in the image. Writes up to a register more.
+template <bool kBackward, typename T, typename S>
+inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSource<T>& source,
+                   int64_t pixel, int64_t out_y, int64_t out_x, int64_t first, int64_t count,
+                   const Points<S>& points, int64_t at) {
   using P = Pack<S>;
   using Real = typename P::Real;
   using Int = typename P::Int;
   using Mask = typename P::Mask;
+  constexpr int kWidth = P::kWidth;
   const Real zero = {};
   const Int no = {};
+  const S scale = S(problem.offset_scale);
+  const S center_x =
+      S(out_x * problem.stride_w - problem.pad_w + problem.dilation_w * (problem.kernel_w - 1) / 2);
+  const S center_y =
+      S(out_y * problem.stride_h - problem.pad_h + problem.dilation_h * (problem.kernel_h - 1) / 2);
   const S width = S(problem.width), height = S(problem.height);
   const int32_t row = int32_t(problem.width);
   const int32_t last_column = row - 1, last_row = int32_t(problem.height) - 1;
-  for (int64_t p = 0; p < count; p += P::kWidth) {
-    Real x = load_pack(points.x + p), y = load_pack(points.y + p);
+  const T* offset = source.offset + pixel * problem.offset_stride + 2 * first;
+  T copy[2 * kWidth];
+  bool all_inside = true;
+  for (int64_t p = 0; p < count; p += kWidth) {
+    Real x, y;
+    P::load_pairs(whole_pack<2 * kWidth>(offset + 2 * p, source.offset_end, 2 * (count - p), copy),
+                  &x, &y);
+    x = center_x + scale * (load_pack(grid.x.data() + p) + x);
+    y = center_y + scale * (load_pack(grid.y.data() + p) + y);
     // False for NaN, which so becomes a point outside.
-    const Mask counts = (x > S(-1)) & (x < width) & (y > S(-1)) & (y < height);
-    x = counts ? x : zero;
-    y = counts ? y : zero;
-    Int x0 = P::truncate(x), y0 = P::truncate(y);
-    x0 -= P::one_where(x < P::real(x0));  // floor
-    y0 -= P::one_where(y < P::real(y0));
+    const Mask counts = ((x > S(-1)) & (x < width)) & ((y > S(-1)) & (y < height));
+    const Real floor_x = P::floor(x), floor_y = P::floor(y);
+    const Int x0 = P::truncate(counts ? floor_x : zero), y0 = P::truncate(counts ? floor_y : zero);
     // In integers: sides beyond 2^24 have no exact float.
-    const Mask inside = counts & P::below(x0, last_column) & P::below(y0, last_row);
-    const Real fx = x - P::real(x0), fy = y - P::real(y0);
-    const Real mask = load_pack(points.mask + p);
+    const Mask inside = counts & (P::below(x0, last_column) & P::below(y0, last_row));
+    // Anything where a point does not count.
+    const Real fx = x - floor_x, fy = y - floor_y;
+    const Real mask = load_pack(points.mask + at + p);
     const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
-    P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, points.weight + 4 * p);
-    store_pack(fx, points.x + p);
-    store_pack(fy, points.y + p);
-    store_pack(x0, points.left + p);
-    store_pack(y0, points.top + p);
+    P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, points.weight + 4 * (at + p));
+    if (kBackward) {
+      store_pack(counts ? fx : zero, points.x + at + p);
+      store_pack(counts ? fy : zero, points.y + at + p);
+    }
     const Int otherwise = counts ? no + kBorder : no + kOutside;
-    store_pack(inside ? y0 * row + x0 : otherwise, points.pixel + p);
+    store_pack(inside ? y0 * row + x0 : otherwise, points.pixel + at + p);
+    if (!P::all(inside)) {
+      store_pack(x0, points.left + at + p);
+      store_pack(y0, points.top + at + p);
+      for (int64_t i = p; i < std::min<int64_t>(p + kWidth, count); ++i) {
+        all_inside &= points.pixel[at + i] >= 0;
+      }
+    }
   }
+  return all_inside;
 }
 
 // Index of corner c of a border point, or -1 if it is outside the image.
@@ -278,4 +249,32 @@ inline int64_t border_corner(const Problem& problem, int32_t left, int32_t top, 
 // cache.
 inline int64_t tile_pixels(int64_t points_per_pixel) {
   return std::max<int64_t>(1, 256 / points_per_pixel);
+}
+
+// Ask for memory to be in the second-level cache soon. Into the first one, it would drive out more
+// than it brings.
+template <typename T>
+DCNV3_INLINE void prefetch(const T* from, int64_t elements) {
+#if defined(__GNUC__)
+  constexpr int64_t kLine = 64;  // bytes
+  const char* at = reinterpret_cast<const char*>(from);
+  for (const char* end = at + elements * sizeof(T); at < end; at += kLine) {
+    __builtin_prefetch(at, 0, 2);
+  }
+#endif
+}
+
+// How far ahead: tiles for what belongs to output pixels, and output rows for images. Which pixels
+// of an image are next to be touched for the first time is known too late to hide the latency of
+// memory, and follows no pattern for hardware to see.
+constexpr int64_t kTilesAhead = 4, kRowsAhead = 4;
+
+template <typename T>
+DCNV3_INLINE void prefetch_points(const Problem& problem, const PointSource<T>& source,
+                                  int64_t first_pixel, int64_t pixels, int64_t first,
+                                  int64_t count) {
+  for (int64_t q = first_pixel; q < first_pixel + pixels; ++q) {
+    prefetch(source.offset + q * problem.offset_stride + 2 * first, 2 * count);
+    prefetch(source.mask + q * problem.mask_stride + first, count);
+  }
 }

@@ -2,6 +2,14 @@
 //
 // Included by kernels.h, inside its namespace.
 
+#if defined(__GNUC__)
+#define DCNV3_NOINLINE __attribute__((noinline))
+#define DCNV3_INLINE inline __attribute__((always_inline))
+#else
+#define DCNV3_NOINLINE
+#define DCNV3_INLINE inline
+#endif
+
 // ---------------------------------------------------------------------------------- 16-bit floats
 
 inline float from_bits(uint32_t bits) {
@@ -32,24 +40,39 @@ inline float to_compute(Float16 value) {
 inline void store(float value, float* to) { *to = value; }
 inline void store(double value, double* to) { *to = value; }
 
-// Both round to nearest, ties to even.
-inline void store(float value, BFloat16* to) {
-  const uint32_t bits = to_bits(value);
-  const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  to->bits = uint16_t(value != value ? 0x7fc0u : rounded);
+template <typename To, typename From>
+inline To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "the same bits");
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
 }
 
-inline void store(float value, Float16* to) {
-  const uint32_t bits = to_bits(value);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  const uint32_t normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
-  // Half a unit in the last place of 0.5f is the unit of subnormal halves, so the addition rounds.
-  const uint32_t subnormal = to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f);
-  uint32_t half = magnitude < 0x38800000u ? subnormal : normal;  // 2^-14
-  half = magnitude >= 0x477ff000u ? 0x7c00u : half;              // 65520
-  half = magnitude > 0x7f800000u ? 0x7e00u : half;               // NaN
-  to->bits = uint16_t(half | (bits >> 16 & 0x8000u));
+// Bits of 16-bit floats, for a number or a vector of them. Both round to nearest, ties to even.
+template <typename Bits, typename Real>
+inline Bits bfloat16_bits(Real value) {
+  const Bits bits = bit_cast<Bits>(value);
+  const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  return value != value ? Bits{} + 0x7fc0u : rounded;
 }
+
+template <typename Bits, typename Real>
+inline Bits float16_bits(Real value) {
+  const Bits bits = bit_cast<Bits>(value);
+  const Bits magnitude = bits & 0x7fffffffu;
+  const Bits normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
+  // Half a unit in the last place of 0.5f is the unit of subnormal halves, so the addition rounds.
+  const Bits subnormal = bit_cast<Bits>(bit_cast<Real>(magnitude) + 0.5f) - to_bits(0.5f);
+  Bits half = magnitude < 0x38800000u ? subnormal : normal;   // 2^-14
+  half = magnitude >= 0x477ff000u ? Bits{} + 0x7c00u : half;  // 65520
+  half = magnitude > 0x7f800000u ? Bits{} + 0x7e00u : half;   // NaN
+  return half | (bits >> 16 & 0x8000u);
+}
+
+inline void store(float value, BFloat16* to) {
+  to->bits = uint16_t(bfloat16_bits<uint32_t>(value));
+}
+inline void store(float value, Float16* to) { to->bits = uint16_t(float16_bits<uint32_t>(value)); }
 
 // --------------------------------------------------------------------------- channels in registers
 
@@ -75,7 +98,7 @@ struct Lanes<S, 1> {
 };
 
 template <typename V, typename S>
-inline V load(const S* from, const S*) {
+inline V load_vector(const S* from, const S*) {
   V value;
   std::memcpy(&value, from, sizeof value);
   return value;
@@ -85,21 +108,26 @@ inline float load_scalar(const BFloat16* from) { return to_compute(*from); }
 inline float load_scalar(const Float16* from) { return to_compute(*from); }
 
 #if DCNV3_VECTOR_BYTES
-// W unsigned 16-bit numbers as 32-bit ones. Written out for each width, since GCC 12 rejects
+// W unsigned 16-bit numbers as 32-bit ones, and back. Written out for each width, since GCC 12
+// rejects
 // __builtin_convertvector on vectors of dependent size.
 template <int W>
 struct Bits;
 
-#define DCNV3_BITS(W)                                            \
-  template <>                                                    \
-  struct Bits<W> {                                               \
-    typedef uint16_t Narrow __attribute__((vector_size(W * 2))); \
-    typedef uint32_t Wide __attribute__((vector_size(W * 4)));   \
-    static Wide load(const void* from) {                         \
-      Narrow narrow;                                             \
-      std::memcpy(&narrow, from, sizeof narrow);                 \
-      return __builtin_convertvector(narrow, Wide);              \
-    }                                                            \
+#define DCNV3_BITS(W)                                              \
+  template <>                                                      \
+  struct Bits<W> {                                                 \
+    typedef uint16_t Narrow __attribute__((vector_size(W * 2)));   \
+    typedef uint32_t Wide __attribute__((vector_size(W * 4)));     \
+    static Wide load(const void* from) {                           \
+      Narrow narrow;                                               \
+      std::memcpy(&narrow, from, sizeof narrow);                   \
+      return __builtin_convertvector(narrow, Wide);                \
+    }                                                              \
+    static void store(Wide wide, void* to) {                       \
+      const Narrow narrow = __builtin_convertvector(wide, Narrow); \
+      std::memcpy(to, &narrow, sizeof narrow);                     \
+    }                                                              \
   };
 DCNV3_BITS(4)
 #if DCNV3_VECTOR_BYTES >= 32
@@ -111,7 +139,7 @@ DCNV3_BITS(16)
 #undef DCNV3_BITS
 
 template <typename V>
-inline V load(const BFloat16* from, const float*) {
+inline V load_vector(const BFloat16* from, const float*) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   if constexpr (kWidth == 1) {
     return load_scalar(from);
@@ -124,7 +152,7 @@ inline V load(const BFloat16* from, const float*) {
 }
 
 template <typename V>
-inline V load(const Float16* from, const float*) {
+inline V load_vector(const Float16* from, const float*) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   if constexpr (kWidth == 1) {
     return load_scalar(from);
@@ -147,11 +175,11 @@ inline V load(const Float16* from, const float*) {
 }
 #else
 template <typename V>
-inline V load(const BFloat16* from, const float*) {
+inline V load_vector(const BFloat16* from, const float*) {
   return load_scalar(from);
 }
 template <typename V>
-inline V load(const Float16* from, const float*) {
+inline V load_vector(const Float16* from, const float*) {
   return load_scalar(from);
 }
 #endif
@@ -163,11 +191,64 @@ inline void store_vector(V value, T* to) {
   } else if constexpr (std::is_same<S, T>::value) {
     std::memcpy(to, &value, sizeof value);
   } else {
-    S lanes[sizeof(V) / sizeof(S)];
-    std::memcpy(lanes, &value, sizeof value);
-    for (size_t i = 0; i < sizeof(V) / sizeof(S); ++i) store(lanes[i], to + i);
+#if DCNV3_VECTOR_BYTES
+    using B = Bits<sizeof(V) / sizeof(S)>;
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      B::store(bfloat16_bits<typename B::Wide>(value), to);
+    } else {
+      B::store(float16_bits<typename B::Wide>(value), to);
+    }
+#endif
   }
 }
+
+// N channels of one group in registers, in the order of memory.
+template <typename T, int N>
+struct Channels : Lanes<typename Compute<T>::type, N> {
+  using L = Lanes<typename Compute<T>::type, N>;
+  using S = typename Compute<T>::type;
+  using Vector = typename L::Vector;
+  static void load(const T* from, Vector* to) {
+    for (int v = 0; v < L::kCount; ++v) {
+      to[v] = load_vector<Vector>(from + v * L::kWidth, static_cast<S*>(nullptr));
+    }
+  }
+  static void store(const Vector* from, T* to) {
+    for (int v = 0; v < L::kCount; ++v) store_vector<Vector, S>(from[v], to + v * L::kWidth);
+  }
+};
+
+#if DCNV3_VECTOR_BYTES
+// N channels of bfloat16: of two neighbours one is moved into place by a shift and the other has
+// its place already, so vectors of every second channel cost less than widening does.
+template <int N>
+struct PairedChannels {
+  using L = Lanes<float, N / 2>;
+  using Vector = typename L::Vector;
+  using Wide = typename Bits<L::kWidth>::Wide;
+  static constexpr int kWidth = L::kWidth, kCount = 2 * L::kCount;
+  static void load(const BFloat16* from, Vector* to) {
+    for (int v = 0; v < kCount; v += 2) {
+      Wide bits;
+      std::memcpy(&bits, from + v * kWidth, sizeof bits);
+      to[v] = bit_cast<Vector>(bits << 16);
+      to[v + 1] = bit_cast<Vector>(bits & 0xffff0000u);
+    }
+  }
+  static void store(const Vector* from, BFloat16* to) {
+    for (int v = 0; v < kCount; v += 2) {
+      const Wide bits = bfloat16_bits<Wide>(from[v]) | bfloat16_bits<Wide>(from[v + 1]) << 16;
+      std::memcpy(to + v * kWidth, &bits, sizeof bits);
+    }
+  }
+};
+template <>
+struct Channels<BFloat16, 8> : PairedChannels<8> {};
+template <>
+struct Channels<BFloat16, 16> : PairedChannels<16> {};
+template <>
+struct Channels<BFloat16, 32> : PairedChannels<32> {};
+#endif
 
 // ---------------------------------------------------------------------------- points in registers
 
@@ -181,14 +262,12 @@ struct Pack {
   using Int = int32_t;
   using Mask = bool;
 
-  static Int lanes() { return 0; }
   static Int truncate(Real x) { return Int(x); }
   static Real real(Int x) { return Real(x); }
-  static Int one_where(Mask mask) { return mask ? 1 : 0; }
+  static Real floor(Real x) { return std::floor(x); }
+  static bool all(Mask mask) { return mask; }
   static bool below(Int x, int32_t size) { return uint32_t(x) < uint32_t(size); }
   static Real power_of_two(Int exponent) { return Real(from_bits(uint32_t(exponent + 127) << 23)); }
-  static S largest(Real x) { return x; }
-  static S sum(Real x) { return x; }
 
   // S from (x, y) pairs, and back
   template <typename T>
@@ -216,19 +295,16 @@ struct Pack {
 #define DCNV3_ODD 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
 #define DCNV3_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define DCNV3_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-#define DCNV3_COUNT 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 #elif DCNV3_VECTOR_BYTES == 32
 #define DCNV3_EVEN 0, 2, 4, 6, 8, 10, 12, 14
 #define DCNV3_ODD 1, 3, 5, 7, 9, 11, 13, 15
 #define DCNV3_LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define DCNV3_HIGH 4, 12, 5, 13, 6, 14, 7, 15
-#define DCNV3_COUNT 0, 1, 2, 3, 4, 5, 6, 7
 #else
 #define DCNV3_EVEN 0, 2, 4, 6
 #define DCNV3_ODD 1, 3, 5, 7
 #define DCNV3_LOW 0, 4, 1, 5
 #define DCNV3_HIGH 2, 6, 3, 7
-#define DCNV3_COUNT 0, 1, 2, 3
 #endif
 
 // Numbers from two vectors by their index, GCC's way and Clang's.
@@ -246,10 +322,24 @@ struct Pack<float> {
   typedef uint32_t Unsigned __attribute__((vector_size(DCNV3_VECTOR_BYTES)));
   using Mask = Int;  // 0 or -1
 
-  static Int lanes() { return Int{DCNV3_COUNT}; }
   static Int truncate(Real x) { return __builtin_convertvector(x, Int); }
   static Real real(Int x) { return __builtin_convertvector(x, Real); }
-  static Int one_where(Mask mask) { return -mask; }
+#if DCNV3_VECTOR_BYTES == 64
+  static Real floor(Real x) { return Real(_mm512_maskz_roundscale_ps(__mmask16(-1), x, 1)); }
+  static bool all(Mask mask) { return _mm512_movepi32_mask(__m512i(mask)) == 0xffff; }
+#else
+  // Of numbers that an int32 holds; others give some number.
+  static Real floor(Real x) {
+    const Real truncated = real(truncate(x));
+    return truncated - real(Int(x < truncated) & 1);
+  }
+  static bool all(Mask mask) {
+    for (int n = kWidth; n > 1; n /= 2) {
+      mask = DCNV3_SHUFFLE(mask, mask, DCNV3_EVEN) & DCNV3_SHUFFLE(mask, mask, DCNV3_ODD);
+    }
+    return mask[0];
+  }
+#endif
   static Mask below(Int x, int32_t size) { return Mask(Unsigned(x) < uint32_t(size)); }
   static Real power_of_two(Int exponent) { return Real((exponent + 127) << 23); }
 
@@ -258,22 +348,10 @@ struct Pack<float> {
   static Real low(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_LOW); }
   static Real high(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_HIGH); }
 
-  static float largest(Real x) {
-    for (int n = kWidth; n > 1; n /= 2) {
-      const Real a = even(x, x), b = odd(x, x);
-      x = a > b ? a : b;
-    }
-    return x[0];
-  }
-  static float sum(Real x) {
-    for (int n = kWidth; n > 1; n /= 2) x = even(x, x) + odd(x, x);
-    return x[0];
-  }
-
   template <typename T>
   static void load_pairs(const T* from, Real* x, Real* y) {
-    const Real a = load<Real>(from, static_cast<float*>(nullptr));
-    const Real b = load<Real>(from + kWidth, static_cast<float*>(nullptr));
+    const Real a = load_vector<Real>(from, static_cast<float*>(nullptr));
+    const Real b = load_vector<Real>(from + kWidth, static_cast<float*>(nullptr));
     *x = even(a, b);
     *y = odd(a, b);
   }
@@ -292,8 +370,11 @@ struct Pack<float> {
   }
   static void store_quads(Real a, Real b, Real c, Real d, float* to) {
     const Real ac0 = low(a, c), ac1 = high(a, c), bd0 = low(b, d), bd1 = high(b, d);
-    const Real quads[4] = {low(ac0, bd0), high(ac0, bd0), low(ac1, bd1), high(ac1, bd1)};
-    std::memcpy(to, quads, sizeof quads);
+    // One by one: GCC 12 writes an array of them to the stack as well.
+    store_vector<Real, float>(low(ac0, bd0), to);
+    store_vector<Real, float>(high(ac0, bd0), to + kWidth);
+    store_vector<Real, float>(low(ac1, bd1), to + 2 * kWidth);
+    store_vector<Real, float>(high(ac1, bd1), to + 3 * kWidth);
   }
 };
 #endif
@@ -312,27 +393,32 @@ struct Splats {
 // One load and four shuffles within 128 bits: four loads, as of above, would compete with those of
 // the channels.
 #if DCNV3_VECTOR_BYTES >= 32
+typedef float FloatX8 __attribute__((vector_size(32)));
 template <>
-struct Splats<Pack<float>::Real, float> {
-  using Real = Pack<float>::Real;
-  using Int = Pack<float>::Int;
-  Real quads;
+struct Splats<FloatX8, float> {
+  typedef int32_t Int __attribute__((vector_size(32)));
+  FloatX8 quads;
+  explicit Splats(const float* from)
+      : quads(FloatX8(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from)))) {}
+  template <int c>
+  FloatX8 get() const {
+    return DCNV3_SHUFFLE(quads, quads, c, c, c, c, c + 4, c + 4, c + 4, c + 4);
+  }
+};
+#endif
 #if DCNV3_VECTOR_BYTES == 64
+typedef float FloatX16 __attribute__((vector_size(64)));
+template <>
+struct Splats<FloatX16, float> {
+  typedef int32_t Int __attribute__((vector_size(64)));
+  FloatX16 quads;
   // With a mask, since GCC 12 warns about its own intrinsic without.
   explicit Splats(const float* from)
-      : quads(Real(_mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_loadu_ps(from)))) {}
-#else
-  explicit Splats(const float* from)
-      : quads(Real(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(from)))) {}
-#endif
+      : quads(FloatX16(_mm512_maskz_broadcast_f32x4(__mmask16(-1), _mm_loadu_ps(from)))) {}
   template <int c>
-  Real get() const {
-#if DCNV3_VECTOR_BYTES == 64
+  FloatX16 get() const {
     return DCNV3_SHUFFLE(quads, quads, c, c, c, c, c + 4, c + 4, c + 4, c + 4, c + 8, c + 8, c + 8,
                          c + 8, c + 12, c + 12, c + 12, c + 12);
-#else
-    return DCNV3_SHUFFLE(quads, quads, c, c, c, c, c + 4, c + 4, c + 4, c + 4);
-#endif
   }
 };
 #endif
