@@ -7,10 +7,9 @@
 template <int N, typename T>
 void load_bound_of(const T* __restrict__ data, const typename Compute<T>::type* weight,
                    typename Compute<T>::type* __restrict__ output, int64_t count) {
-  using S = typename Compute<T>::type;
-  using L = Lanes<S, N>;
-  using Vector = typename L::Vector;
-  constexpr int kSums = L::kCount >= 4 ? 1 : (L::kCount == 2 ? 2 : 4);  // as in sample()
+  using C = Channels<T, N>;
+  using Vector = typename C::Vector;
+  constexpr int kSums = C::kCount >= 4 ? 1 : (C::kCount == 2 ? 2 : 4);  // as in sample()
   const Vector weights[4] = {Vector{} + weight[0], Vector{} + weight[1], Vector{} + weight[2],
                              Vector{} + weight[3]};
   for (int64_t i = 0; i < count; ++i) {
@@ -18,19 +17,18 @@ void load_bound_of(const T* __restrict__ data, const typename Compute<T>::type* 
     // stores but the last, with what leads to them.
     const int64_t shift = i % kBoundShifts * N;
     const T* from = data + shift;
-    Vector sum[kSums][L::kCount] = {};
+    Vector sum[kSums][C::kCount] = {};
     for (int p = 0; p < 9; ++p) {
       for (int c = 0; c < 4; ++c) {
-        for (int v = 0; v < L::kCount; ++v) {
-          sum[c % kSums][v] += weights[c] * load<Vector>(from + (4 * p + c) * N + v * L::kWidth,
-                                                         static_cast<S*>(nullptr));
-        }
+        Vector value[C::kCount];
+        C::load(from + (4 * p + c) * N, value);
+        for (int v = 0; v < C::kCount; ++v) sum[c % kSums][v] += weights[c] * value[v];
       }
     }
-    for (int v = 0; v < L::kCount; ++v) {
+    for (int v = 0; v < C::kCount; ++v) {
       Vector total = sum[0][v];
       for (int s = 1; s < kSums; ++s) total += sum[s][v];
-      store_vector<Vector, S>(total, output + shift + v * L::kWidth);
+      std::memcpy(output + shift + v * C::kWidth, &total, sizeof total);
     }
   }
 }
