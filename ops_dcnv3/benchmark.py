@@ -159,35 +159,19 @@ def moved_bytes(tensors: Sequence[Tensor], grad: Tensor) -> tuple[int, int]:
     return forward, forward + 2 * inputs + grad.nbytes
 
 
-def time_op(
-    op: Op,
-    tensors: Sequence[Tensor],
-    grad: Tensor,
-    groups: int,
-    logits: bool,
-    seconds: float,
-) -> dict[str, dict[str, float | None]]:
-    """Return time, GB/s and peak memory of ``forward`` and ``forward_backward``."""
-    device = grad.device.type
+def make_calls(
+    op: Op, tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool
+) -> dict[str, Callable[[], object]]:
+    """Return the calls to measure by name."""
 
     def forward() -> None:
         with torch.no_grad():
             op(*tensors, groups, logits)
 
-    def both() -> None:
-        forward_backward(op, tensors, grad, groups, logits)
-
-    row: dict[str, dict[str, float | None]] = {}
-    calls = {'forward': forward, 'forward_backward': both}
-    for (key, call), moved in zip(calls.items(), moved_bytes(tensors, grad), strict=True):
-        ms = measure.median_ms(call, device, seconds)
-        peak = measure.peak_bytes(call, device)
-        row[key] = dict(
-            ms=ms,
-            gb_per_s=moved / ms / 1e6,
-            peak_mib=None if peak is None else peak / measure.MIB,
-        )
-    return row
+    return dict(
+        forward=forward,
+        forward_backward=lambda: forward_backward(op, tensors, grad, groups, logits),
+    )
 
 
 def load_bound_ms(shape: Shape, dtype: str, seconds: float) -> float:
@@ -218,6 +202,7 @@ def run(
     theirs = {spec: third_party_op(spec) for spec in against}
     bandwidth = measure.copy_bandwidth(device, seconds) / 1e9
     rows: list[dict[str, Any]] = []
+    timed = []
     for shape in shapes:
         groups = shape[3]
         bound = load_bound_ms(shape, dtype, seconds) if 'cpu' in ours else None
@@ -226,7 +211,9 @@ def run(
         exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
         truths = forward_backward(backend_op('reference'), exact, grad.double(), groups, logits)
         for name, op in {**ours, **theirs}.items():
-            row: dict[str, Any] = dict(shape=shape, op=name, load_bound_ms=bound)
+            row: dict[str, Any] = dict(
+                shape=shape, op=name, load_bound_ms=bound, bytes=moved_bytes(tensors, grad)
+            )
             rows.append(row)
             try:
                 results = forward_backward(op, tensors, grad, groups, logits)
@@ -237,13 +224,16 @@ def run(
                     raise RuntimeError(f'backend {name!r}, {shape}: {error}') from error
                 row['failure'] = f'{error}'.splitlines()[0]
                 continue
-            row.update(time_op(op, tensors, grad, groups, logits, seconds))
-    for row in rows:
-        if 'failure' in row:
-            continue
-        for key in PASSES:
-            row[key]['of_copy_floor'] = row[key]['gb_per_s'] / bandwidth
-            row[key]['ratio'] = find(rows, row['shape'], 'reference')[key]['ms'] / row[key]['ms']
+            timed.append((row, make_calls(op, tensors, grad, groups, logits)))
+        del truths
+    measure.measure_calls(timed, device, seconds)
+    for row, calls in timed:
+        reference = find(rows, row['shape'], 'reference')
+        for key, moved in zip(calls, row['bytes'], strict=True):
+            values = row[key]
+            values['gb_per_s'] = moved / values['ms'] / 1e6
+            values['of_copy_floor'] = values['gb_per_s'] / bandwidth
+            values['ratio'] = reference[key]['ms'] / values['ms']
         bound = row['load_bound_ms']
         row['forward']['over_load_bound'] = bound and row['forward']['ms'] / bound
     pairs = [(name, other) for name in ours for other in ('reference', *theirs) if name != other]
@@ -319,6 +309,11 @@ def parse_shape(text: str) -> Shape:
     return values  # type: ignore[return-value]  # the length is checked
 
 
+def parse_image(text: str) -> tuple[int, int]:
+    height, width = (int(value) for value in text.split(','))
+    return height, width
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--shapes', nargs='+', type=parse_shape, default=SHAPES)
@@ -330,6 +325,16 @@ def main(argv: list[str] | None = None) -> None:
         metavar='MODULE:FUNCTION',
         help='ops with the signature of the official functions, timed beside ours',
     )
+    parser.add_argument(
+        '--model', nargs='+', metavar='ARCH', help='time InternImage backbones (tiny, small, ...)'
+    )
+    parser.add_argument('--image', type=parse_image, default=(800, 1280), metavar='H,W')
+    parser.add_argument(
+        '--beside',
+        nargs='*',
+        metavar='NAME',
+        help='convnext-ARCH and swin-ARCH of mmpretrain, timed with --model (default: tiny, both)',
+    )
     parser.add_argument('--dtype', choices=TOLERANCES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
@@ -339,18 +344,44 @@ def main(argv: list[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
 
-    result: dict[str, Any] = dict(machine=measure.machine(args.device), dtype=args.dtype)
+    result: dict[str, Any] = dict(machine=measure.machine(args.device))
     print(', '.join(f'{key}: {value}' for key, value in result['machine'].items() if value))
-    print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
-    print('shape is (N, H, W, groups, channels per group); times are medians')
-    result['logits'] = args.logits
-    result.update(
-        run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
-    )
-    report(result)
+    if args.model:
+        result.update(run_models(parser, args))
+    else:
+        print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
+        print('shape is (N, H, W, groups, channels per group); times are medians')
+        result.update(dtype=args.dtype, logits=args.logits)
+        result.update(
+            run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
+        )
+        report(result)
     if args.json:
         with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(result, file, indent=1)
+
+
+def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    # The plugin is built on the op, so the op imports it for this option only.
+    try:
+        from internimage_mm import benchmark as models
+    except ImportError as error:
+        parser.error(f'--model needs internimage_mm and mmengine: {error}')
+    if args.dtype not in models.TOLERANCES:
+        parser.error(f'--model takes --dtype {", ".join(models.TOLERANCES)}, got {args.dtype}')
+    height, width = args.image
+    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
+    beside = args.beside
+    if beside is None:
+        beside = models.BESIDE
+        try:
+            import mmpretrain  # noqa: F401
+        except ImportError as error:
+            print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
+            beside = ()
+    rows = models.run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
+    models.report(rows)
+    return dict(image=args.image, rows=rows)
 
 
 if __name__ == '__main__':

@@ -9,13 +9,15 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 Call = Callable[[], object]
 
 MIB = 2**20
+_M_MMAP_THRESHOLD = -3  # of mallopt()
 
 
 def processor() -> str:
@@ -83,12 +85,27 @@ def _gpu_seconds(call: Call, calls: int = 10) -> float:
     return start.elapsed_time(end) / 1e3 / calls
 
 
+def measure_calls(
+    rows: Sequence[tuple[dict[str, Any], Mapping[str, Call]]], device: str, seconds: float
+) -> None:
+    """For each row and its named calls, set ``row[name]`` to ``ms`` and ``peak_mib``."""
+    for row, calls in rows:
+        for name, call in calls.items():
+            row[name] = dict(ms=median_ms(call, device, seconds))
+    # Last, because it changes what the times depend on.
+    for row, calls in rows:
+        for name, call in calls.items():
+            peak = peak_bytes(call, device)
+            row[name]['peak_mib'] = None if peak is None else peak / MIB
+
+
 def peak_bytes(call: Call, device: str) -> int | None:
     """Return the most memory in use at any time during a call beyond that before it.
 
     On a GPU by PyTorch's allocator. On the CPU by the resident set of the process, which the kernel
     counts in pages: nothing a library allocates by itself escapes it, unlike PyTorch's profiler.
-    It exists on Linux only; None elsewhere.
+    It exists on Linux only; None elsewhere. From the first call on, the C library hands back what
+    is freed at once, so that only memory in use is counted; that makes allocations slower.
     """
     call()
     gc.collect()
@@ -100,8 +117,9 @@ def peak_bytes(call: Call, device: str) -> int | None:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     try:
-        # Memory that was freed but kept by the C library would count as in use before.
-        ctypes.CDLL('libc.so.6').malloc_trim(0)
+        c_library = ctypes.CDLL('libc.so.6')
+        c_library.mallopt(_M_MMAP_THRESHOLD, 2**16)
+        c_library.malloc_trim(0)
         with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
             file.write('5')  # the peak so far is forgotten
     except (OSError, AttributeError):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ops_dcnv3 import backends, benchmark
+from ops_dcnv3 import backends, benchmark, measure
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,9 @@ def test_memory_of_the_op(dtype, logits):
     """Forward: its output and nothing of that order; backward: its three gradients."""
     shape = (1, 100, 160, 8, 16)
     tensors, grad = benchmark.make_inputs(shape, getattr(torch, dtype), 'cpu', logits)
-    row = benchmark.time_op(benchmark.backend_op('cpu'), tensors, grad, 8, logits, 0)
+    row: dict = {}
+    calls = benchmark.make_calls(benchmark.backend_op('cpu'), tensors, grad, 8, logits)
+    measure.measure_calls([(row, calls)], 'cpu', 0)
     size = getattr(torch, dtype).itemsize * 16000 / 2**20
     output, gradients = 128 * size, (128 + 8 * 27) * size
     # 0.5 MiB: pages, and what one thread knows of a tile of points.

@@ -1,0 +1,228 @@
+"""Time whole backbones: ``python -m ops_dcnv3.benchmark --model tiny`` runs this.
+
+It stands here and not beside the op's benchmark, because it needs the backbone; mmpretrain is
+imported only where its models are timed beside ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ops_dcnv3 import available_backends, measure, use_backend
+from ops_dcnv3.modules import DCNv3
+
+from .backbones import InternImage
+
+TOLERANCES = {'float32': 1e-5, 'bfloat16': 5e-2, 'float16': 1e-2}
+"""Largest distance of an output from that on ``reference``, relative to its norm, with which a
+backend is timed. Measured with tiny at 256x256: 9e-7, 1.1e-2, 1.4e-3."""
+
+GRADIENT_TOLERANCE = 5e-2
+"""The same for the gradients of the parameters, in float32. Points that rounding puts on the other
+side of a whole pixel have another offset gradient: a single one in the last level makes 8e-3 at
+256x256, where float64 is within 1e-14."""
+
+Calls = dict[str, Callable[[], tuple[Tensor, ...]]]
+
+BESIDE = ('convnext-tiny', 'swin-tiny')
+"""Models of mmpretrain that are timed too."""
+
+PASSES = {'forward': 'forward', 'forward_backward': 'forward + backward'}
+
+
+def internimage(arch: str) -> nn.Module:
+    """Return a backbone whose points are spread over about a pixel, with random masks.
+
+    Fresh offset and mask layers are zero: all points would lie on the grid.
+    """
+    torch.manual_seed(0)
+    model = InternImage(arch=arch, drop_path_rate=0.0)
+    for module in model.modules():
+        if isinstance(module, DCNv3):
+            for layer in (module.offset, module.mask):
+                # GELU gives a normalised input a mean square of 0.43.
+                nn.init.normal_(layer.weight, std=(0.43 * layer.in_features) ** -0.5)
+    return model
+
+
+def theirs(name: str) -> nn.Module:
+    """Return ``convnext-ARCH`` or ``swin-ARCH`` of mmpretrain with four outputs, like ours.
+
+    Raises:
+        ImportError: mmpretrain is not installed.
+        ValueError: Another name.
+    """
+    from mmpretrain.models import ConvNeXt, SwinTransformer
+
+    family, _, arch = name.partition('-')
+    settings: dict[str, Any] = dict(arch=arch, drop_path_rate=0.0, out_indices=(0, 1, 2, 3))
+    torch.manual_seed(0)
+    if family == 'convnext':
+        # Else its outputs are means over the pixels.
+        return ConvNeXt(gap_before_final_norm=False, **settings)
+    if family == 'swin':
+        # Images below 224 pixels, with maps smaller than its windows, run too.
+        return SwinTransformer(pad_small_map=True, **settings)
+    raise ValueError(f'convnext-ARCH or swin-ARCH expected, got {name!r}')
+
+
+def forward(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:
+    model.eval()
+    with torch.inference_mode():
+        return model(image)
+
+
+def forward_backward(
+    model: nn.Module, image: Tensor, gradients: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """A training step without its optimizer: outputs, and gradients of all parameters."""
+    model.train()
+    outputs = model(image)
+    torch.autograd.backward(outputs, gradients)
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    return *outputs, *(gradient for gradient in found if gradient is not None)
+
+
+def make_calls(model: nn.Module, image: Tensor, backend: str | None = None) -> Calls:
+    """Return the calls to time by name. Halves are for inference: they have no backward."""
+
+    def run_forward():
+        with use_backend(backend):
+            return forward(model, image)
+
+    def run_both():
+        with use_backend(backend):
+            return forward_backward(model, image, gradients)
+
+    if image.dtype != torch.float32:
+        return dict(forward=run_forward)
+    # Random: the outputs are normalised, so a mean of their squares, for example, has no gradient.
+    torch.manual_seed(0)
+    gradients = [torch.randn_like(output) for output in run_forward()]
+    return dict(forward=run_forward, forward_backward=run_both)
+
+
+def distance(results: Iterable[Tensor], truths: Iterable[Tensor]) -> float:
+    """Largest distance of a tensor from its truth, relative to its norm."""
+    return max(
+        ((result.double() - truth.double()).norm() / truth.double().norm()).item()
+        for result, truth in zip(results, truths, strict=True)
+    )
+
+
+def check(calls: Calls, truths: Calls, dtype: str) -> dict[str, float]:
+    """Return how far the results of each call are from those of ``reference``.
+
+    Raises:
+        RuntimeError: They are too far.
+    """
+    errors = {}
+    allowed = dict(forward=TOLERANCES[dtype], forward_backward=GRADIENT_TOLERANCE)
+    for key, call in calls.items():
+        errors[key] = distance(call(), truths[key]())
+        if not errors[key] < allowed[key]:
+            raise RuntimeError(
+                f'wrong: the {PASSES[key]} is {errors[key]:.1e} from reference, '
+                f'allowed {allowed[key]:.1e}; it is not timed'
+            )
+    return errors
+
+
+def run(
+    archs: Sequence[str],
+    beside: Sequence[str],
+    image_size: tuple[int, int],
+    dtype: str,
+    device: str,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Check and time each architecture on every backend, and models of mmpretrain.
+
+    In halves the fastest backend is also timed in float32. A model of mmpretrain that fails gets a
+    row that says so.
+
+    Raises:
+        RuntimeError: A backend's results differ from those of ``reference``.
+    """
+    backends = [name for name, (ok, _) in available_backends(device).items() if ok]
+    rng = torch.Generator().manual_seed(0)
+    wide = torch.randn(1, 3, *image_size, generator=rng).to(device)
+    image = wide.to(getattr(torch, dtype))
+    rows: list[tuple[dict[str, Any], Calls]] = []
+    for arch in archs:
+        name = f'internimage-{arch}'
+        model = internimage(arch).to(image)
+        for backend in backends:
+            row: dict[str, Any] = dict(model=name, backend=backend, dtype=dtype)
+            calls = make_calls(model, image, backend)
+            try:
+                row['errors'] = check(calls, make_calls(model, image, 'reference'), dtype)
+            except RuntimeError as error:
+                raise RuntimeError(f'{name} on backend {backend!r}: {error}') from error
+            rows.append((row, calls))
+        if dtype != 'float32':
+            row = dict(model=name, backend=backends[0], dtype='float32')
+            calls = make_calls(internimage(arch).to(device), wide, backends[0])
+            rows.append((row, dict(forward=calls['forward'])))
+    for name in beside:
+        row = dict(model=name, backend=None, dtype=dtype)
+        calls = make_calls(theirs(name).to(image), image)
+        try:
+            calls['forward']()
+        except RuntimeError as error:  # mmpretrain's Swin fails in halves, as of 1.2.0
+            row['failure'] = f'{error}'.splitlines()[0]
+            calls = {}
+        rows.append((row, calls))
+    measure.measure_calls(rows, device, seconds)
+    add_ratios([row for row, _ in rows], dtype)
+    return [row for row, _ in rows]
+
+
+def add_ratios(rows: list[dict[str, Any]], dtype: str) -> None:
+    """Add to our rows how often the others take: the same model's and those of mmpretrain."""
+    for row in rows:
+        if row['backend'] in (None, 'reference') or row['dtype'] != dtype:
+            continue
+        others = [
+            other
+            for other in rows
+            if other is not row and other['model'] == row['model'] or other['backend'] is None
+        ]
+        row['ratios'] = [
+            dict(over=label(other))
+            | {key: other[key]['ms'] / row[key]['ms'] for key in PASSES if key in row}
+            for other in others
+            if 'failure' not in other
+        ]
+
+
+def label(row: dict[str, Any]) -> str:
+    return ' '.join(filter(None, (row['model'], row['backend'], row['dtype'])))
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what :func:`run` has returned."""
+    width = max(len(label(row)) for row in rows)
+    for key, title in PASSES.items():
+        timed = [row for row in rows if key in row]
+        if not timed:
+            continue
+        print(f'\n{title:<{width}} {"error":>8} {"ms":>9} {"peak MiB":>9}')
+        for row in timed:
+            error = f'{row["errors"][key]:.1e}' if 'errors' in row else '-'
+            peak = row[key]['peak_mib']
+            peak = '-' if peak is None else f'{peak:.0f}'
+            print(f'{label(row):<{width}} {error:>8} {row[key]["ms"]:>9.1f} {peak:>9}')
+    for row in rows:
+        if 'failure' in row:
+            print(f'\n{label(row)} failed: {row["failure"]}')
+    print('\nratio of times')
+    for row in rows:
+        for ratio in row.get('ratios', ()):
+            texts = [f'{title} {ratio[key]:.2f}x' for key, title in PASSES.items() if key in ratio]
+            print(f'{label(row)} over {ratio["over"]}: {", ".join(texts)}')

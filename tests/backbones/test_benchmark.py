@@ -1,0 +1,82 @@
+import json
+
+import pytest
+import torch
+
+from internimage_mm import benchmark as models
+from ops_dcnv3 import backends, benchmark
+
+SMALL = dict(arch='tiny', depths=[1, 1, 1, 1], drop_path_rate=0.0)
+
+
+@pytest.fixture(autouse=True)
+def no_interpreter(monkeypatch):
+    """Triton's interpreter is of no interest to a benchmark."""
+    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """One block in each level."""
+    monkeypatch.setattr(models, 'InternImage', lambda **_: models_internimage(**SMALL))
+
+
+models_internimage = models.InternImage
+ARGUMENTS = ['--model', 'tiny', '--image', '64,96', '--seconds', '0']
+
+
+def test_times_backbones(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    benchmark.main([*ARGUMENTS, '--json', str(out)])
+    result = json.loads(out.read_text())
+    ours, reference, *theirs = result['rows']
+    assert (ours['backend'], reference['backend']) == ('cpu', 'reference')
+    assert [row['model'] for row in theirs] == list(models.BESIDE)
+    for row in result['rows']:
+        assert all(row[key]['ms'] > 0 for key in models.PASSES)
+    ratios = {ratio['over']: ratio for ratio in ours['ratios']}
+    assert len(ratios) == 3
+    for key in models.PASSES:
+        ratio = ratios['internimage-tiny reference float32'][key]
+        assert ratio == reference[key]['ms'] / ours[key]['ms']
+    text = capsys.readouterr().out
+    assert 'internimage-tiny cpu float32 over swin-tiny float32: forward ' in text
+
+
+def test_halves_are_for_inference():
+    rows = models.run(['tiny'], ['swin-tiny'], (64, 96), 'bfloat16', 'cpu', 0)
+    half, _, wide, swin = rows
+    assert (half['dtype'], wide['dtype'], wide['backend']) == ('bfloat16', 'float32', 'cpu')
+    assert 'forward_backward' not in half and 'dtype' in swin['failure']
+    assert 'internimage-tiny cpu float32' in [ratio['over'] for ratio in half['ratios']]
+    models.report(rows)
+
+
+def test_points_move():
+    """The offsets of each level spread over about a pixel."""
+    model = models.internimage('tiny')
+    spreads = []
+    for module in model.modules():
+        if isinstance(module, models.DCNv3):
+            module.offset.register_forward_hook(lambda *args: spreads.append(args[2].std().item()))
+    models.forward(model, torch.randn(1, 3, 64, 96))
+    assert len(spreads) == 4 and all(0.5 < spread < 2 for spread in spreads)
+
+
+def test_refuses_wrong_results(monkeypatch):
+    slow = backends.BACKENDS['reference']
+
+    def wrong(*args):
+        return slow.call(*args) * 1.01
+
+    monkeypatch.setitem(backends.BACKENDS, 'cpu', slow._replace(call=wrong))
+    with pytest.raises(RuntimeError, match="internimage-tiny on backend 'cpu': wrong: the forward"):
+        models.run(['tiny'], [], (64, 96), 'float32', 'cpu', 0)
+
+
+def test_wrong_arguments(capsys):
+    with pytest.raises(ValueError, match="convnext-ARCH or swin-ARCH expected, got 'resnet-50'"):
+        models.theirs('resnet-50')
+    with pytest.raises(SystemExit):
+        benchmark.main([*ARGUMENTS, '--dtype', 'float64'])
+    assert '--model takes --dtype float32, bfloat16, float16' in capsys.readouterr().err
