@@ -17,6 +17,8 @@ def pair(name: str, value, *, minimum: int) -> IntPair:
         TypeError: ``value`` is neither an int nor two ints.
         ValueError: An entry is below ``minimum``.
     """
+    if type(value) is int and value >= minimum:  # the usual case, without the time of all checks
+        return value, value
     entries = (value, value) if isinstance(value, int) else value
     if (
         isinstance(value, bool)
