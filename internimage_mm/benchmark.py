@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ops_dcnv3 import available_backends, measure, use_backend
+from ops_dcnv3 import available_backends, use_backend
+from ops_dcnv3.benchmark import measure
 from ops_dcnv3.modules import DCNv3
 
 from .backbones import InternImage

@@ -4,9 +4,10 @@
 #   tools/gpu_check.sh [--out REPORT] [--official DIR] [--dcnv4 DIR]
 #
 # Needs python3 with a CUDA build of torch, a C++ compiler and nvcc of torch's CUDA release; nothing of
-# OpenMMLab. --official and --dcnv4 name folders with the built third-party packages `ops_dcnv3` (of
-# InternImage) and `DCNv4`; with each the benchmark times that op beside ours. PYTHON chooses another
-# interpreter. The exit status is that of the first step that failed; later steps run all the same.
+# OpenMMLab. --official names the folder `ops_dcnv3` of InternImage with `DCNv3` built in place, --dcnv4
+# one that holds the built package `DCNv4`; the benchmark times these ops beside ours. PYTHON chooses
+# another interpreter. The exit status is that of the first step that failed; later steps run all the
+# same.
 set -uo pipefail
 
 fail() {
@@ -17,12 +18,19 @@ fail() {
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 python=${PYTHON:-python3}
 report=gpu_report.txt
-against=()
+theirs='' probabilities=() logits=()
 while [ $# -gt 0 ]; do
   case $1 in
     --out) report=${2:?--out needs a file} ;;
-    --official) against+=("official=${2:?--official needs a folder}") ;;
-    --dcnv4) against+=("dcnv4=${2:?--dcnv4 needs a folder}") ;;
+    --official)
+      official=$(realpath -e "${2:?--official needs a folder}") || fail "no folder $2"
+      theirs+=":$official:$official/functions"
+      probabilities+=(dcnv3_func:DCNv3Function)
+      ;;
+    --dcnv4)
+      theirs+=":$(realpath -e "${2:?--dcnv4 needs a folder}")" || fail "no folder $2"
+      logits+=(against:dcnv4)
+      ;;
     *) fail "unknown argument $1; see the head of this file" ;;
   esac
   shift 2
@@ -53,7 +61,7 @@ step 'Versions' "$python" -c 'import sys, torch; print(sys.version, torch.__vers
 step 'Build' env OPS_DCNV3_CUDA=1 "$python" setup.py build_ext --build-lib "$work/lib" \
   --build-temp "$work/temp"
 # The package beside the extension just built, so that nothing has to be installed.
-cp -r ops_dcnv3/*.py "$work/lib/ops_dcnv3/"
+cp -r ops_dcnv3/*.py ops_dcnv3/benchmark "$work/lib/ops_dcnv3/"
 export PYTHONPATH="$work/lib"
 cp -r tests "$work/tests"
 step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
@@ -63,11 +71,12 @@ cd "$work" || exit 2
 case $report in /*) ;; *) report=$here/$report ;; esac
 step 'Tests' "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
   -o pythonpath="tests tests/ops" tests/ops/test_cuda.py
+export PYTHONPATH="$work/lib:$work/tests/ops$theirs"
 for dtype in bfloat16 float16 float32; do
-  step "Benchmark, $dtype" "$python" -m ops_dcnv3.benchmark --device cuda --dtype "$dtype"
-done
-for entry in ${against[@]+"${against[@]}"}; do
-  step "Beside ${entry%%=*}" "$python" "$here/tests/ops/against.py" "${entry%%=*}" "${entry#*=}"
+  step "Benchmark, $dtype" "$python" -m ops_dcnv3.benchmark --device cuda --dtype "$dtype" \
+    --against ${probabilities[@]+"${probabilities[@]}"}
+  step "Benchmark, $dtype, softmax in the op" "$python" -m ops_dcnv3.benchmark --device cuda \
+    --dtype "$dtype" --logits --against ${logits[@]+"${logits[@]}"}
 done
 cd "$here" || exit 2
 echo

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from internimage_mm import benchmark as models
-from ops_dcnv3 import backends, benchmark
+from ops_dcnv3 import backends
+from ops_dcnv3.benchmark.__main__ import main
 
 SMALL = dict(arch='tiny', depths=[1, 1, 1, 1], drop_path_rate=0.0)
 
@@ -27,7 +28,7 @@ ARGUMENTS = ['--model', 'tiny', '--image', '64,96', '--seconds', '0']
 
 def test_times_backbones(tmp_path, capsys):
     out = tmp_path / 'out.json'
-    benchmark.main([*ARGUMENTS, '--json', str(out)])
+    main([*ARGUMENTS, '--json', str(out)])
     result = json.loads(out.read_text())
     ours, reference, *theirs = result['rows']
     assert (ours['backend'], reference['backend']) == ('cpu', 'reference')
@@ -78,5 +79,5 @@ def test_wrong_arguments(capsys):
     with pytest.raises(ValueError, match="convnext-ARCH or swin-ARCH expected, got 'resnet-50'"):
         models.theirs('resnet-50')
     with pytest.raises(SystemExit):
-        benchmark.main([*ARGUMENTS, '--dtype', 'float64'])
+        main([*ARGUMENTS, '--dtype', 'float64'])
     assert '--model takes --dtype float32, bfloat16, float16' in capsys.readouterr().err

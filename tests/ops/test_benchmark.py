@@ -1,35 +1,39 @@
 import json
+import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from ops_dcnv3 import backends, benchmark, measure
+from ops_dcnv3 import backends, dcnv3
+from ops_dcnv3.benchmark import measure, op, scaling
+from ops_dcnv3.benchmark.__main__ import main
 
 
 @pytest.fixture(autouse=True)
-def no_interpreter(monkeypatch):
-    """Triton's interpreter is of no interest to a benchmark."""
+def small(monkeypatch):
+    """Triton's interpreter is of no interest to a op."""
     monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
 
 
 SMALL = (1, 6, 7, 2, 8)
 
 
-@pytest.mark.parametrize('dtype', benchmark.TOLERANCES)
+@pytest.mark.parametrize('dtype', op.TOLERANCES)
 def test_times_every_backend(tmp_path, capsys, dtype):
     out = tmp_path / 'out.json'
     arguments = ['--shapes', '1,6,7,2,8', '2,5,5,1,16', '--seconds', '0', '--dtype', dtype]
-    benchmark.main([*arguments, '--json', str(out)])
+    main([*arguments, '--json', str(out)])
     result = json.loads(out.read_text())
     assert result['machine']['torch'] == torch.__version__
     assert result['machine']['threads'] == torch.get_num_threads()
     assert result['copy_gb_per_s'] > 0 and result['dtype'] == dtype
     assert [row['op'] for row in result['rows']] == ['cpu', 'reference'] * 2
     for row in result['rows']:
-        assert 0 <= row['error'] < benchmark.TOLERANCES[dtype] and row['load_bound_ms'] > 0
-        for key in benchmark.PASSES:
+        assert 0 <= row['error'] < op.TOLERANCES[dtype] and row['load_bound_ms'] > 0
+        for key in op.PASSES:
             assert row[key]['ms'] > 0 and row[key]['of_copy_floor'] > 0
         # input, offset, mask and output; and these three and their gradients, and the output's
         size = getattr(torch, dtype).itemsize
@@ -55,7 +59,7 @@ def test_refuses_to_time_wrong_results(monkeypatch):
 
     monkeypatch.setitem(backends.BACKENDS, 'cpu', slow._replace(call=wrong))
     with pytest.raises(RuntimeError, match=r"'cpu', \(1, 6, 7, 2, 8\): wrong.*not timed"):
-        benchmark.run([SMALL], 'float32', 'cpu', 0)
+        op.run([SMALL], 'float32', 'cpu', 0)
 
 
 def theirs(
@@ -92,19 +96,61 @@ class Theirs(torch.autograd.Function):
 @pytest.mark.parametrize('logits', [False, True])
 def test_against(logits):
     specs = [f'{__name__}:theirs', f'{__name__}:Theirs']
-    result = benchmark.run([SMALL], 'float32', 'cpu', 0, logits, specs)
+    result = op.run([SMALL], 'float32', 'cpu', 0, logits, specs)
     _, _, right, wrong = result['rows']
     assert right['op'] == specs[0] and right['error'] < 1e-5 and right['forward']['ms'] > 0
     assert wrong['failure'].startswith('wrong: error') and 'forward' not in wrong
     assert ('cpu', specs[0]) in [(mean['op'], mean['over']) for mean in result['means']]
-    benchmark.report(result)
+    op.report(result)
+
+
+@pytest.mark.parametrize('logits', [False, True])
+def test_against_dcnv4(monkeypatch, logits):
+    """The adapter, on a stand-in for DCNv4's extension, which takes offsets and mask joined."""
+    calls = []
+
+    def split(joined, arguments):
+        kernel, stride, pad, dilation = (arguments[i : i + 2] for i in (0, 2, 4, 6))
+        group, channels, scale, _ = arguments[8:]
+        assert (kernel, scale) == ((3, 3), 1.0) and joined.shape[-1] % 8 == 0
+        by_group = joined[..., : group * 27].unflatten(-1, (group, 27))
+        offset, mask = (part.flatten(3) for part in by_group.split((18, 9), -1))
+        options = dict(kernel_size=kernel, stride=stride, padding=pad, dilation=dilation)
+        return offset, mask, dict(options, groups=group, backend='reference')
+
+    def forward(input, joined, *arguments):
+        *arguments, remove_center, d_stride, threads, softmax = arguments
+        assert (remove_center, d_stride, threads) == (False, 8, 64)
+        calls.append(joined)
+        offset, mask, options = split(joined, tuple(arguments))
+        return dcnv3(input, offset, mask, mask_is_logits=softmax, **options)
+
+    def backward(input, joined, *arguments):
+        *arguments, grad, remove_center, d_stride, threads, softmax = arguments
+        assert (remove_center, d_stride, threads) == (False, 1, 32)
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in (input, joined)]
+            output = forward(*leaves, *arguments, False, 8, 64, softmax)
+        return torch.autograd.grad(output, leaves, grad)
+
+    package = types.ModuleType('DCNv4')
+    package.ext = types.SimpleNamespace(dcnv4_forward=forward, dcnv4_backward=backward)
+    functions = types.ModuleType('DCNv4.functions.dcnv4_func')
+    functions.findspec = lambda *size: (8, 64)
+    functions.find_spec_bwd = lambda *size: (1, 32)
+    monkeypatch.setitem(sys.modules, 'DCNv4', package)
+    monkeypatch.setitem(sys.modules, 'DCNv4.functions', types.ModuleType('DCNv4.functions'))
+    monkeypatch.setitem(sys.modules, 'DCNv4.functions.dcnv4_func', functions)
+    row = op.run([(1, 6, 7, 3, 8)], 'float32', 'cpu', 0, logits, ['against:dcnv4'])['rows'][-1]
+    assert row['op'] == 'against:dcnv4' and row['error'] < 1e-5, row
+    assert len({joined.data_ptr() for joined in calls}) == 1  # joined once
 
 
 def test_against_what_is_not_there():
     with pytest.raises(ValueError, match='--against nothing:here: No module named'):
-        benchmark.third_party_op('nothing:here')
+        op.third_party_op('nothing:here')
     with pytest.raises(ValueError, match='unknown parameters remove_centre'):
-        benchmark.third_party_op(f'{__name__}:misspelt')
+        op.third_party_op(f'{__name__}:misspelt')
 
 
 def misspelt(input, offset, mask, group, remove_centre): ...
@@ -116,9 +162,9 @@ def misspelt(input, offset, mask, group, remove_centre): ...
 def test_memory_of_the_op(dtype, logits):
     """Forward: its output and nothing of that order; backward: its three gradients."""
     shape = (1, 100, 160, 8, 16)
-    tensors, grad = benchmark.make_inputs(shape, getattr(torch, dtype), 'cpu', logits)
+    tensors, grad = op.make_inputs(shape, getattr(torch, dtype), 'cpu', logits)
     row: dict = {}
-    calls = benchmark.make_calls(benchmark.backend_op('cpu'), tensors, grad, 8, logits)
+    calls = op.make_calls(op.backend_op('cpu'), tensors, grad, 8, logits)
     measure.measure_calls([(row, calls)], 'cpu', 0)
     size = getattr(torch, dtype).itemsize * 16000 / 2**20
     output, gradients = 128 * size, (128 + 8 * 27) * size
@@ -131,7 +177,7 @@ def test_memory_of_the_op(dtype, logits):
 
 def test_load_bound():
     """It takes less than any forward, and longer than a processor without its loads."""
-    tensors, _ = benchmark.make_inputs((1, 50, 80, 16, 16), torch.float32, 'cpu')
+    tensors, _ = op.make_inputs((1, 50, 80, 16, 16), torch.float32, 'cpu')
 
     def smallest(call):
         times = []
@@ -143,7 +189,7 @@ def test_load_bound():
 
     bound = smallest(lambda: torch.ops.ops_dcnv3.load_bound(tensors[0], 16))
     with torch.no_grad():
-        forward = smallest(lambda: benchmark.dcnv3(*tensors, groups=16, backend='cpu'))
+        forward = smallest(lambda: dcnv3(*tensors, groups=16, backend='cpu'))
     loads = 50 * 80 * 16 * 36 / torch.get_num_threads()
     assert loads / 2 / 8e9 < bound < forward  # two a cycle, 8 GHz
     with pytest.raises(ValueError, match='a number of groups that divides C expected'):
@@ -152,5 +198,25 @@ def test_load_bound():
 
 def test_bad_shape(capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(['--shapes', '1,2,3'])
+        main(['--shapes', '1,2,3'])
     assert 'N,H,W,groups,channels per group, got 1,2,3' in capsys.readouterr().err
+
+
+def test_scaling(capsys):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        rows = scaling.run('float32', 'cpu', 0, False, sides=(64, 128), batches=(1, 4))
+    finally:
+        torch.set_num_threads(before)
+    cases = [(row['side'], row['batch'], row['threads']) for row in rows]
+    assert cases == [(s, b, t) for s in (64, 128) for b in (1, 4) for t in (1, 2)]
+    for single, double in zip(rows[::2], rows[1::2], strict=True):
+        assert single['forward']['speed_up'] == 1
+        assert double['forward']['speed_up'] == single['forward']['ms'] / double['forward']['ms']
+    pixels = 4 * 32 * 32
+    assert rows[-1]['forward']['ns_per_pixel'] * pixels == pytest.approx(
+        rows[-1]['forward']['ms'] * 1e6
+    )
+    scaling.report(rows)
+    assert 'compared with reference up to 16384 output pixels' in capsys.readouterr().out

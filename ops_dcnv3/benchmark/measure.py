@@ -17,6 +17,7 @@ import torch
 Call = Callable[[], object]
 
 MIB = 2**20
+COPY_BYTES = 256 * MIB  # beyond all caches
 _M_MMAP_THRESHOLD = -3  # of mallopt()
 
 
@@ -138,8 +139,8 @@ def _resident_bytes(field: str) -> int:
 
 
 def copy_bandwidth(device: str, seconds: float) -> float:
-    """Bytes read and written per second by ``copy_`` of 256 MiB, beyond all caches."""
-    source = torch.ones(64 * MIB, device=device)
+    """Bytes read and written per second by ``copy_`` of a tensor."""
+    source = torch.ones(COPY_BYTES, dtype=torch.int8, device=device)
     target = torch.empty_like(source)
     ms = median_ms(lambda: target.copy_(source), device, seconds)
     return (source.nbytes + target.nbytes) / ms * 1e3

@@ -1,24 +1,20 @@
-"""``python -m ops_dcnv3.benchmark``: time every backend that can run, after checking its results.
-
-The five default shapes are those of InternImage-T at 800x1280 and one with 32 channels per group.
-"""
+"""The op alone: every backend that can run, and third-party ops, after checking their results."""
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ops_dcnv3.backends import available_backends
+from ops_dcnv3.functional import dcnv3
+
 from . import measure
-from .backends import available_backends
-from .functional import dcnv3
 
 Shape = tuple[int, int, int, int, int]
 Op = Callable[..., Tensor]
@@ -31,7 +27,7 @@ SHAPES: tuple[Shape, ...] = (
     (1, 25, 40, 32, 16),
     (1, 50, 80, 16, 32),
 )
-"""(N, H, W, groups, channels per group)"""
+"""(N, H, W, groups, channels per group) of InternImage-T at 800x1280, and one with 32 channels"""
 
 PASSES = {'forward': 'forward', 'forward_backward': 'forward + backward'}
 
@@ -126,6 +122,15 @@ def forward_backward(
     return [output, *torch.autograd.grad(output, tensors, grad)]
 
 
+def truth(tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool) -> list[Tensor]:
+    """Return output and gradients of ``reference`` in float64.
+
+    There positions of float32 tensors are exact, so this is the truth for all dtypes.
+    """
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    return forward_backward(backend_op('reference'), exact, grad.double(), groups, logits)
+
+
 def largest_error(results: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
     """Largest error of the results, each relative to the largest value of its truth."""
     return max(
@@ -207,9 +212,7 @@ def run(
         groups = shape[3]
         bound = load_bound_ms(shape, dtype, seconds) if 'cpu' in ours else None
         tensors, grad = make_inputs(shape, getattr(torch, dtype), device, logits)
-        # In float64 positions of float32 tensors are exact, so this truth is for all dtypes.
-        exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
-        truths = forward_backward(backend_op('reference'), exact, grad.double(), groups, logits)
+        truths = truth(tensors, grad, groups, logits)
         for name, op in {**ours, **theirs}.items():
             row: dict[str, Any] = dict(
                 shape=shape, op=name, load_bound_ms=bound, bytes=moved_bytes(tensors, grad)
@@ -300,89 +303,3 @@ def report(result: dict[str, Any]) -> None:
             for key, title in PASSES.items()
         ]
         print(f'{mean["op"]} over {mean["over"]}, {mean["shapes"]} shapes: {"; ".join(texts)}')
-
-
-def parse_shape(text: str) -> Shape:
-    values = tuple(int(value) for value in text.split(','))
-    if len(values) != 5 or min(values) < 1:
-        raise argparse.ArgumentTypeError(f'a shape is N,H,W,groups,channels per group, got {text}')
-    return values  # type: ignore[return-value]  # the length is checked
-
-
-def parse_image(text: str) -> tuple[int, int]:
-    height, width = (int(value) for value in text.split(','))
-    return height, width
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--shapes', nargs='+', type=parse_shape, default=SHAPES)
-    parser.add_argument('--logits', action='store_true', help='masks as logits, softmax in the op')
-    parser.add_argument(
-        '--against',
-        nargs='+',
-        default=[],
-        metavar='MODULE:FUNCTION',
-        help='ops with the signature of the official functions, timed beside ours',
-    )
-    parser.add_argument(
-        '--model', nargs='+', metavar='ARCH', help='time InternImage backbones (tiny, small, ...)'
-    )
-    parser.add_argument('--image', type=parse_image, default=(800, 1280), metavar='H,W')
-    parser.add_argument(
-        '--beside',
-        nargs='*',
-        metavar='NAME',
-        help='convnext-ARCH and swin-ARCH of mmpretrain, timed with --model (default: tiny, both)',
-    )
-    parser.add_argument('--dtype', choices=TOLERANCES, default='float32')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
-    parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each median')
-    parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-
-    result: dict[str, Any] = dict(machine=measure.machine(args.device))
-    print(', '.join(f'{key}: {value}' for key, value in result['machine'].items() if value))
-    if args.model:
-        result.update(run_models(parser, args))
-    else:
-        print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
-        print('shape is (N, H, W, groups, channels per group); times are medians')
-        result.update(dtype=args.dtype, logits=args.logits)
-        result.update(
-            run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
-        )
-        report(result)
-    if args.json:
-        with open(args.json, 'w', encoding='utf-8') as file:
-            json.dump(result, file, indent=1)
-
-
-def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
-    # The plugin is built on the op, so the op imports it for this option only.
-    try:
-        from internimage_mm import benchmark as models
-    except ImportError as error:
-        parser.error(f'--model needs internimage_mm and mmengine: {error}')
-    if args.dtype not in models.TOLERANCES:
-        parser.error(f'--model takes --dtype {", ".join(models.TOLERANCES)}, got {args.dtype}')
-    height, width = args.image
-    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
-    beside = args.beside
-    if beside is None:
-        beside = models.BESIDE
-        try:
-            import mmpretrain  # noqa: F401
-        except ImportError as error:
-            print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
-            beside = ()
-    rows = models.run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
-    models.report(rows)
-    return dict(image=args.image, rows=rows)
-
-
-if __name__ == '__main__':
-    main()

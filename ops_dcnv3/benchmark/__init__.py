@@ -1,0 +1,1 @@
+"""``python -m ops_dcnv3.benchmark``: time what can run here, after checking its results."""

@@ -1,0 +1,107 @@
+"""Time the op, on every backend and against others, or whole backbones; results are checked first.
+
+The five default shapes are those of InternImage-T at 800x1280 and one with 32 channels per group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from . import measure, op, scaling
+
+
+def parse_shape(text: str) -> op.Shape:
+    values = tuple(int(value) for value in text.split(','))
+    if len(values) != 5 or min(values) < 1:
+        raise argparse.ArgumentTypeError(f'a shape is N,H,W,groups,channels per group, got {text}')
+    return values  # type: ignore[return-value]  # the length is checked
+
+
+def parse_image(text: str) -> tuple[int, int]:
+    height, width = (int(value) for value in text.split(','))
+    return height, width
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser('python -m ops_dcnv3.benchmark', description=__doc__)
+    parser.add_argument('--shapes', nargs='+', type=parse_shape, default=op.SHAPES)
+    parser.add_argument('--logits', action='store_true', help='masks as logits, softmax in the op')
+    parser.add_argument(
+        '--against',
+        nargs='*',
+        default=[],
+        metavar='MODULE:FUNCTION',
+        help='ops with the signature of the official functions, timed beside ours',
+    )
+    parser.add_argument(
+        '--scaling', action='store_true', help='time images of 64 to 2048 pixels, in batches'
+    )
+    parser.add_argument(
+        '--model', nargs='+', metavar='ARCH', help='time InternImage backbones (tiny, small, ...)'
+    )
+    parser.add_argument('--image', type=parse_image, default=(800, 1280), metavar='H,W')
+    parser.add_argument(
+        '--beside',
+        nargs='*',
+        metavar='NAME',
+        help='convnext-ARCH and swin-ARCH of mmpretrain, timed with --model (default: tiny, both)',
+    )
+    parser.add_argument('--dtype', choices=op.TOLERANCES, default='float32')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
+    parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each median')
+    parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+    result: dict[str, Any] = dict(machine=measure.machine(args.device))
+    print(', '.join(f'{key}: {value}' for key, value in result['machine'].items() if value))
+    if args.model:
+        result.update(run_models(parser, args))
+    elif args.scaling:
+        result.update(dtype=args.dtype, logits=args.logits)
+        result['rows'] = scaling.run(args.dtype, args.device, args.seconds, args.logits)
+        scaling.report(result['rows'])
+    else:
+        print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
+        print('shape is (N, H, W, groups, channels per group); times are medians')
+        result.update(dtype=args.dtype, logits=args.logits)
+        result.update(
+            op.run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
+        )
+        op.report(result)
+    if args.json:
+        with open(args.json, 'w', encoding='utf-8') as file:
+            json.dump(result, file, indent=1)
+
+
+def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
+    # The plugin is built on the op, so the op imports it for this option only.
+    try:
+        from internimage_mm import benchmark as models
+    except ImportError as error:
+        parser.error(f'--model needs internimage_mm and mmengine: {error}')
+    if args.dtype not in models.TOLERANCES:
+        parser.error(f'--model takes --dtype {", ".join(models.TOLERANCES)}, got {args.dtype}')
+    height, width = args.image
+    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
+    beside = args.beside
+    if beside is None:
+        beside = models.BESIDE
+        try:
+            import mmpretrain  # noqa: F401
+        except ImportError as error:
+            print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
+            beside = ()
+    rows = models.run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
+    models.report(rows)
+    return dict(image=args.image, rows=rows)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,102 @@
+"""How the time of the op grows with the image, the batch and the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ops_dcnv3.backends import available_backends
+
+from . import measure, op
+
+SIDES = (64, 128, 256, 512, 1024, 2048)
+"""Of square images, in pixels; the op sees a quarter (stride 4) with 4 groups of 16 channels."""
+
+BATCHES = (1, 4, 16)
+
+MAX_PIXELS = 2**20
+"""Output pixels of the largest case, which takes about 3 GiB in float32."""
+
+MAX_CHECKED_PIXELS = 2**14
+"""Output pixels of the largest case that is compared with ``reference``: it needs 40 KiB each."""
+
+
+def run(
+    dtype: str,
+    device: str,
+    seconds: float,
+    logits: bool,
+    sides: Sequence[int] = SIDES,
+    batches: Sequence[int] = BATCHES,
+) -> list[dict[str, Any]]:
+    """Time the fastest backend, on one thread and on all that torch now has.
+
+    Returns:
+        A row for each image, batch and number of threads, with ns for each output pixel.
+
+    Raises:
+        RuntimeError: The results are wrong.
+    """
+    backend = next(name for name, (ok, _) in available_backends(device).items() if ok)
+    call = op.backend_op(backend)
+    most = torch.get_num_threads()
+    rows = []
+    cases = [(side, batch) for side in sides for batch in batches]
+    for side, batch in cases:
+        shape = (batch, side // 4, side // 4, 4, 16)
+        pixels = batch * (side // 4) ** 2
+        if pixels > MAX_PIXELS:
+            continue
+        tensors, grad = op.make_inputs(shape, getattr(torch, dtype), device, logits)
+        if pixels <= MAX_CHECKED_PIXELS:
+            truths = op.truth(tensors, grad, 4, logits)
+            op.check(op.forward_backward(call, tensors, grad, 4, logits), truths, dtype)
+        for threads in (most,) if device == 'cuda' else sorted({1, most}):
+            row: dict[str, Any] = dict(side=side, batch=batch, backend=backend, threads=threads)
+            torch.set_num_threads(threads)
+            try:
+                for key, timed in op.make_calls(call, tensors, grad, 4, logits).items():
+                    ms = measure.median_ms(timed, device, seconds)
+                    row[key] = dict(ms=ms, ns_per_pixel=ms * 1e6 / pixels)
+            finally:
+                torch.set_num_threads(most)
+            rows.append(row)
+    for row in rows:
+        single = next(r for r in rows if (r['side'], r['batch']) == (row['side'], row['batch']))
+        for key in op.PASSES:
+            row[key]['speed_up'] = single[key]['ms'] / row[key]['ms']
+    return rows
+
+
+def report(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what :func:`run` has returned."""
+    print(
+        f'backend {rows[0]["backend"]}, square images at stride 4, 4 groups of 16 channels; '
+        f'compared with reference up to {MAX_CHECKED_PIXELS} output pixels'
+    )
+    line = '{:>6} {:>6} {:>8} {:>10} {:>9} {:>9} {:>9}'
+    for key, title in op.PASSES.items():
+        print(f'\n{title}')
+        print(line.format('image', 'batch', 'threads', 'ms', 'ns/pixel', '/ least', 'speed-up'))
+        least = {
+            row['threads']: min(
+                r[key]['ns_per_pixel'] for r in rows if r['threads'] == row['threads']
+            )
+            for row in rows
+        }
+        for row in rows:
+            values = row[key]
+            over = values['ns_per_pixel'] / least[row['threads']]
+            print(
+                line.format(
+                    row['side'],
+                    row['batch'],
+                    row['threads'],
+                    f'{values["ms"]:.3f}',
+                    f'{values["ns_per_pixel"]:.1f}',
+                    f'{over:.2f}x',
+                    f'{values["speed_up"]:.2f}x',
+                )
+            )
