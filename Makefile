@@ -1,7 +1,8 @@
-# make demo   train and evaluate small detectors and segmentors on generated data, CPU is enough
-# make test   run all tests
-# make lint   check style and types
-# make clean  remove what was built and generated, the environments excepted
+# make demo      train and evaluate small detectors and segmentors on generated data, CPU is enough
+# make test      run all tests
+# make lint      check style and types
+# make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
+# make clean     remove what was built and generated, the environments excepted
 #
 # Each sets up what it needs: an environment of its own (.venv) with a pinned stack. Options:
 #   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases
@@ -28,7 +29,7 @@ ifeq ($(wildcard requirements/$(STACK).txt),)
 $(error STACK must be classic or onedl, got $(STACK))
 endif
 
-.PHONY: demo test lint clean env
+.PHONY: demo test lint sanitize clean env
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python tools/demo.py
@@ -41,6 +42,10 @@ lint: $(VENV)/stack.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
+
+# Ten times the rounds of `make test`: every combination of what the kernels distinguish.
+sanitize: $(VENV)/stack.stamp
+	SANITIZE_FACTOR=$${SANITIZE_FACTOR:-10} $(BIN)/python -m pytest -s tests/ops/test_sanitizers.py
 
 env: $(VENV)/package.stamp
 
