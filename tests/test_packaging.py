@@ -1,6 +1,7 @@
-"""What a wheel and an sdist hold, and that installing needs no compiler."""
+"""What a wheel and an sdist hold; neither installing nor running a wheel needs a compiler."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -32,14 +33,14 @@ def source(tmp_path_factory):
     return target
 
 
-def run(command, cwd, **environment):
+def run(command, cwd, timeout=300, **environment):
     result = subprocess.run(
         [sys.executable, *command],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
     )
     output = result.stdout + result.stderr
     assert result.returncode == 0, output[-4000:]
@@ -146,15 +147,60 @@ def test_mim_trains_and_tests_from_the_wheel(site, tmp_path):
     assert 'Testing finished successfully' in output
 
 
-def test_sdist(source, tmp_path):
+@pytest.fixture(scope='module')
+def sdist(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('sdist')
+    run(['setup.py', '-q', 'sdist', '--dist-dir', str(folder)], source)
+    (archive,) = folder.glob('*.tar.gz')
+    return archive
+
+
+def test_sdist(source, sdist):
     """Everything that a build needs."""
-    run(['setup.py', '-q', 'sdist', '--dist-dir', str(tmp_path)], source)
-    (archive,) = tmp_path.glob('*.tar.gz')
-    with tarfile.open(archive) as file:
+    with tarfile.open(sdist) as file:
         names = {name.split('/', 1)[1] for name in file.getnames() if '/' in name}
     sources = {str(p.relative_to(source)) for p in (source / 'ops_dcnv3/csrc').rglob('*.[ch]*')}
     assert len(sources) >= 7
     assert sources | set(SHIPPED) | {'setup.py', 'pyproject.toml', 'LICENSE'} <= names
+
+
+OP_TESTS = """
+import shutil, sys
+import pytest
+import ops_dcnv3
+
+assert ops_dcnv3.__file__.startswith(sys.argv[1]), ops_dcnv3.__file__
+compilers = 'c++', 'g++', 'clang++', 'cc', 'gcc', 'clang', 'nvcc'
+found = list(filter(None, map(shutil.which, compilers)))
+assert not found, found
+assert ops_dcnv3.available_backends()['cpu'][0], ops_dcnv3.explain_backend()
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.timeout(1200)
+def test_compiled_wheel_runs_without_compiler(sdist, tmp_path):
+    """Built from the sdist, installed elsewhere; the tests of the op use it, not the sources."""
+    site, empty = tmp_path / 'site', tmp_path / 'empty'
+    empty.mkdir()
+    pip = ['-m', 'pip', '--disable-pip-version-check']
+    run(
+        [*pip, 'wheel', '--no-build-isolation', '--no-deps', '-w', str(tmp_path), str(sdist)],
+        tmp_path,
+        timeout=900,
+        OPS_DCNV3_CUDA='0',
+    )
+    (wheel,) = tmp_path.glob('*.whl')
+    run([*pip, 'install', '--no-deps', '--no-index', '--target', str(site), str(wheel)], tmp_path)
+    files = [f'test_{name}.py' for name in ('values', 'operator', 'arguments', 'layer')]
+    # Triton compiles for GPUs; derivatives of the reference do not touch the wheel's kernels.
+    output = run(
+        ['-c', OP_TESTS, str(site), '-q', '-c', str(ROOT / 'pyproject.toml'),
+         '-k', 'not triton and not (gradcheck and reference)',
+         *(str(ROOT / 'tests' / 'ops' / name) for name in files)],
+        empty, timeout=900, PATH=str(empty), CC='', CXX='', PYTHONPATH=str(site),
+    )  # fmt: skip
+    assert int(re.search(r'(\d+) passed', output)[1]) > 400, output[-4000:]
 
 
 def test_editable_install_has_mim_folder():
