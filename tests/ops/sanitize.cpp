@@ -299,7 +299,7 @@ void print(int round, const Problem& p) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 40;
   const int first = argc > 2 ? std::atoi(argv[2]) : 0;
-  for (int round = first; round < first + rounds; ++round) {
+  for (int round = first; round < first + rounds && failures == 0; ++round) {
     generator.seed(round);
     const Problem p = random_problem(round);
     print(round, p);
