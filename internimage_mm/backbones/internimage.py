@@ -52,6 +52,8 @@ class Stem(nn.Module):
         self.norm2 = build_norm(channels, norm_layer, input_last=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The convolutions keep the layout, and the norms would have to copy the other one.
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.act(self.norm1(self.conv1(x)))
         return self.norm2(self.conv2(x))
 
@@ -147,16 +149,19 @@ class Block(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         after1 = self.res_post_norm1 if self.res_post_norm else None
         after2 = self.res_post_norm2 if self.res_post_norm else None
-        x = x + self._branch(x, self.dcn, self.norm1, after1, self.gamma1)
-        return x + self._branch(x, self.mlp, self.norm2, after2, self.gamma2)
+        x = self._residual(x, self.dcn, self.norm1, after1, self.gamma1)
+        return self._residual(x, self.mlp, self.norm2, after2, self.gamma2)
 
-    def _branch(self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None) -> Tensor:
-        x = norm(layer(x)) if self.post_norm else layer(norm(x))
+    def _residual(self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None) -> Tensor:
+        branch = norm(layer(x)) if self.post_norm else layer(norm(x))
         if norm_after is not None:
-            x = norm_after(x)
-        if gamma is not None:
-            x = gamma * x
-        return self.drop_path(x)
+            branch = norm_after(branch)
+        if gamma is None:
+            return x + self.drop_path(branch)
+        # Drop path has one factor per sample, so it may act on the scale: then scale, drop path and
+        # sum are one pass over memory.
+        scale = self.drop_path(gamma.expand(x.shape[0], 1, 1, -1))
+        return torch.addcmul(x, branch, scale)
 
 
 class Level(nn.Module):
