@@ -82,7 +82,7 @@ def build_norm(
 _JOINT_MULTIPLE = 16
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def is_plain_linear(layer: nn.Module) -> bool:
     """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
 
     It is not where it was replaced or patched (adapters), has hooks, or quantized or sharded
@@ -247,7 +247,7 @@ class DCNv3(nn.Module):
         The op reads the two parts of the joint output where they are, without a copy.
         """
         offset, mask = self.offset, self.mask
-        if not (_is_plain(offset) and _is_plain(mask)):
+        if not (is_plain_linear(offset) and is_plain_linear(mask)):
             return offset(query), mask(query)
         sizes = [offset.weight.shape[0], mask.weight.shape[0]]
         sizes.append(-sum(sizes) % _JOINT_MULTIPLE)

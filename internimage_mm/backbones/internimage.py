@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internimage_mm.checkpoint import load_backbone_checkpoint
-from ops_dcnv3.modules import DCNv3, build_activation, build_norm
+from ops_dcnv3.modules import DCNv3, build_activation, build_norm, is_plain_linear
 
 from .presets import architecture
 
@@ -70,8 +70,17 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)))
 
 
+# Bytes of hidden features per thread that stay in its caches. Larger tensors than 32 MiB are mapped
+# anew by glibc each time, and their page faults take longer than a GELU.
+_MLP_PART = 2 * 2**20
+
+
 class MLP(nn.Module):
-    """Two linear layers with an activation between them."""
+    """Two linear layers with an activation between them.
+
+    Inference on the CPU takes large inputs part by part, so that the hidden features, which are
+    larger by ``mlp_ratio``, never exist as a whole.
+    """
 
     def __init__(self, channels: int, hidden: int, act_layer: str, drop_rate: float) -> None:
         super().__init__()
@@ -81,6 +90,28 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self._may_split(x):
+            return self._forward(x)
+        rows = x.flatten(0, -2)
+        hidden_bytes = len(rows) * self.fc1.out_features * x.element_size()
+        num_parts = hidden_bytes // (_MLP_PART * torch.get_num_threads())
+        if num_parts < 2:
+            return self._forward(x)
+        parts = [self._forward(part) for part in rows.tensor_split(num_parts)]
+        return torch.cat(parts).view(x.shape)
+
+    def _may_split(self, x: Tensor) -> bool:
+        """Whether splitting pays, and nobody needs or sees the hidden features as a whole."""
+        return (
+            not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()
+            and x.device.type == 'cpu'
+            and not torch.is_grad_enabled()
+            and is_plain_linear(self.fc1)
+            and is_plain_linear(self.fc2)
+        )
+
+    def _forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
 
 

@@ -9,6 +9,8 @@ import torch
 from backbones.helpers import BACKENDS, golden_backbone, images, tiny, with_golden_weights
 
 from internimage_mm import InternImage
+from internimage_mm.backbones import internimage
+from internimage_mm.backbones.internimage import MLP
 from ops_dcnv3 import use_backend
 
 # Every kind of block and norm that the released models have.
@@ -71,6 +73,44 @@ def test_images_of_a_batch_do_not_mix(model):
         alone = [model(image[None]) for image in x]
     for k, output in enumerate(together):
         torch.testing.assert_close(output, torch.cat([a[k] for a in alone]), rtol=0, atol=1e-11)
+
+
+@pytest.fixture
+def hidden_shapes(monkeypatch):
+    """Make inference split every MLP; the shapes of what the MLPs take at once."""
+    shapes = []
+    forward = MLP._forward
+
+    def record(self, x):
+        shapes.append(tuple(x.shape))
+        return forward(self, x)
+
+    monkeypatch.setattr(MLP, '_forward', record)
+    monkeypatch.setattr(internimage, '_MLP_PART', 2**10)
+    return shapes
+
+
+def test_inference_takes_the_mlp_in_parts(model, hidden_shapes):
+    x = images(2, 3, 65, 47, dtype=torch.float64)
+    expected = model.double()(x)
+    with torch.no_grad():
+        outputs = model(x)
+    whole = sum(model.depths)
+    assert {len(shape) for shape in hidden_shapes[:whole]} == {4}
+    parts = hidden_shapes[whole:]
+    assert len(parts) > 2 * whole
+    assert {len(shape) for shape in parts} == {2}
+    for output, truth in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, truth, rtol=0, atol=1e-11)
+
+
+def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes):
+    for layer in model.modules():
+        if isinstance(layer, MLP):
+            layer.fc1.register_forward_hook(lambda *_: None)
+    with torch.no_grad():
+        model(images(2, 3, 65, 47))
+    assert [len(shape) for shape in hidden_shapes] == [4] * sum(model.depths)
 
 
 def test_channels_last_input(model):
