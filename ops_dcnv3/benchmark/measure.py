@@ -103,12 +103,13 @@ def measure_calls(
 def peak_bytes(call: Call, device: str) -> int | None:
     """Return the most memory in use at any time during a call beyond that before it.
 
+    The call must have run once, so that what it keeps for good is not counted.
+
     On a GPU by PyTorch's allocator. On the CPU by the resident set of the process, which the kernel
     counts in pages: nothing a library allocates by itself escapes it, unlike PyTorch's profiler.
     It exists on Linux only; None elsewhere. From the first call on, the C library hands back what
     is freed at once, so that only memory in use is counted; that makes allocations slower.
     """
-    call()
     gc.collect()
     if device == 'cuda':
         torch.cuda.synchronize()
