@@ -333,8 +333,8 @@ def _backward_kernel(
 INTERPRETED = not isinstance(_forward_kernel, triton.JITFunction)
 """Whether the kernels run in Triton's interpreter."""
 
-# The interpreter's time goes by programs and operations, not by elements.
-_ROWS_FACTOR = 16 if INTERPRETED else 1
+# The interpreter's time goes by programs and operations, not by elements, so it gets few programs.
+_INTERPRETED_ROWS = 1024
 
 
 def _dense_last(tensor: Tensor) -> Tensor:
@@ -441,7 +441,9 @@ def _blocks(arguments: dict) -> dict[str, int]:
     """
     channels = min(triton.next_power_of_2(arguments['CHANNELS']), 64)
     points = triton.next_power_of_2(arguments['K'])
-    rows = _ROWS_FACTOR * max(1, min(32, 256 // channels, 1024 // points))
+    rows = max(1, min(32, 256 // channels, 1024 // points))
+    if INTERPRETED:
+        rows = max(rows, min(_INTERPRETED_ROWS, triton.next_power_of_2(arguments['rows'])))
     return dict(BLOCK_R=rows, BLOCK_C=channels, BLOCK_K=points, num_warps=1)
 
 
