@@ -215,7 +215,8 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
     const Real floor_x = P::floor(x), floor_y = P::floor(y);
     const Int x0 = P::truncate(counts ? floor_x : zero), y0 = P::truncate(counts ? floor_y : zero);
     // In integers: sides beyond 2^24 have no exact float.
-    const Mask inside = counts & (P::below(x0, last_column) & P::below(y0, last_row));
+    const Mask in_columns = P::below(x0, last_column), in_rows = P::below(y0, last_row);
+    const Mask inside = counts & (in_columns & in_rows);
     // Anything where a point does not count.
     const Real fx = x - floor_x, fy = y - floor_y;
     const Real mask = load_pack(points.mask + at + p);
