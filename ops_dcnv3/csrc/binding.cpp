@@ -15,6 +15,7 @@
 #include <tuple>
 
 #include "arguments.h"
+#include "cpu/backward_bands.h"
 #include "cpu/dcnv3_cpu.h"
 
 namespace {
@@ -123,12 +124,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
   visit_dtype(input, [&](auto type) {
     using T = decltype(type);
     using S = typename dcnv3::Compute<T>::type;
-    const auto kernel = dcnv3::kernels<T>().backward;
-    at::parallel_for(0, problem.batch * problem.groups, 1, [&](int64_t begin, int64_t end) {
-      kernel(problem, read<T>(grad_output), read<T>(input), read<T>(offset_data),
-             read<T>(mask_data), write<S>(grad_input), write<T>(grad_offset), write<T>(grad_mask),
-             begin, end);
-    });
+    const dcnv3::BackwardTensors<T> tensors{
+        read<T>(grad_output), read<T>(input),        read<T>(offset_data), read<T>(mask_data),
+        write<S>(grad_input), write<T>(grad_offset), write<T>(grad_mask)};
+    dcnv3::backward(problem, dcnv3::kernels<T>(), tensors, at::get_num_threads(),
+                    [](int64_t size, auto work) { at::parallel_for(0, size, 1, work); });
   });
   return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
 }

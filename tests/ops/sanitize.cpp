@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <random>
@@ -14,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "backward_bands.h"
 #include "dcnv3_cpu.h"
 #ifdef DCNV3_EMULATED_CUDA
 #include "dcnv3_cuda.h"
@@ -188,19 +190,42 @@ void in_ranges(int64_t total, bool several, const F& kernel) {
   } while (begin < total);
 }
 
+// One implementation.
 template <typename T>
-std::vector<double> run(const Problem& p, const Kernels<T>& kernels, Inputs<T>& in, bool several) {
+struct Calls {
+  std::function<void(const Problem&, Inputs<T>&, T* output)> forward;
+  std::function<void(const Problem&, const BackwardTensors<T>&)> backward;
+};
+
+template <typename T>
+Calls<T> cpu_calls(const Kernels<T>& kernels, bool several) {
+  return {[=](const Problem& p, Inputs<T>& in, T* output) {
+            in_ranges(p.batch * p.out_height, several, [&](int64_t begin, int64_t end) {
+              kernels.forward(p, in.input.get(), in.offset.get(), in.mask.get(), output, begin,
+                              end);
+            });
+          },
+          [=](const Problem& p, const BackwardTensors<T>& tensors) {
+            const auto parallel_for = [=](int64_t size, const auto& work) {
+              in_ranges(size, several, work);
+            };
+            if (several) {
+              backward(p, kernels, tensors, between(1, 4), parallel_for, between(1, 2));
+            } else {
+              backward(p, kernels, tensors, 1, parallel_for);
+            }
+          }};
+}
+
+template <typename T>
+std::vector<double> run(const Problem& p, const Calls<T>& calls, Inputs<T>& in) {
   using S = typename Compute<T>::type;
   const int64_t points = p.batch * p.out_height * p.out_width * p.groups * p.points();
   Buffer<T> output(in.grad_output.size), grad_offset(2 * points), grad_mask(points);
   Buffer<S> grad_input(in.input.size);
-  in_ranges(p.batch * p.out_height, several, [&](int64_t begin, int64_t end) {
-    kernels.forward(p, in.input.get(), in.offset.get(), in.mask.get(), output.get(), begin, end);
-  });
-  in_ranges(p.batch * p.groups, several, [&](int64_t begin, int64_t end) {
-    kernels.backward(p, in.grad_output.get(), in.input.get(), in.offset.get(), in.mask.get(),
-                     grad_input.get(), grad_offset.get(), grad_mask.get(), begin, end);
-  });
+  calls.forward(p, in, output.get());
+  calls.backward(p, {in.grad_output.get(), in.input.get(), in.offset.get(), in.mask.get(),
+                     grad_input.get(), grad_offset.get(), grad_mask.get()});
   std::vector<double> all;
   for (Buffer<T>* b : {&output, &grad_offset, &grad_mask}) {
     for (int64_t i = 0; i < b->size; ++i) all.push_back(decode(b->get()[i]));
@@ -210,9 +235,9 @@ std::vector<double> run(const Problem& p, const Kernels<T>& kernels, Inputs<T>& 
 }
 
 #ifdef DCNV3_EMULATED_CUDA
-// Kernels that take the whole range in one call; kOrdered: without atomics.
+// kOrdered: without atomics.
 template <typename T, bool kOrdered>
-Kernels<T> emulated_cuda() {
+Calls<T> emulated_cuda() {
   constexpr auto type = std::is_same<T, float>::value      ? gpu::DType::kFloat32
                         : std::is_same<T, double>::value   ? gpu::DType::kFloat64
                         : std::is_same<T, BFloat16>::value ? gpu::DType::kBFloat16
@@ -220,18 +245,19 @@ Kernels<T> emulated_cuda() {
   static const auto fail_on = [](cudaError_t error) {
     if (error != cudaSuccess) std::abort();
   };
-  return {
-      [](const Problem& p, const T* input, const T* offset, const T* mask, T* output, int64_t,
-         int64_t) { fail_on(gpu::forward(p, type, input, offset, mask, output, nullptr)); },
-      [](const Problem& p, const T* grad_output, const T* input, const T* offset, const T* mask,
-         typename Compute<T>::type* grad_input, T* grad_offset, T* grad_mask, int64_t, int64_t) {
-        fail_on(gpu::backward(p, type, grad_output, input, offset, mask,
-                              kOrdered ? nullptr : grad_input, grad_offset, grad_mask, nullptr));
-        if (!kOrdered) return;
-        Buffer<char> workspace(gpu::ordered_workspace_bytes(p, type));
-        fail_on(gpu::backward_input_ordered(p, type, grad_output, offset, mask, grad_input,
-                                            workspace.get(), nullptr));
-      }};
+  return {[](const Problem& p, Inputs<T>& in, T* output) {
+            fail_on(gpu::forward(p, type, in.input.get(), in.offset.get(), in.mask.get(), output,
+                                 nullptr));
+          },
+          [](const Problem& p, const BackwardTensors<T>& t) {
+            fail_on(gpu::backward(p, type, t.grad_output, t.input, t.offset, t.mask,
+                                  kOrdered ? nullptr : t.grad_input, t.grad_offset, t.grad_mask,
+                                  nullptr));
+            if (!kOrdered) return;
+            Buffer<char> workspace(gpu::ordered_workspace_bytes(p, type));
+            fail_on(gpu::backward_input_ordered(p, type, t.grad_output, t.offset, t.mask,
+                                                t.grad_input, workspace.get(), nullptr));
+          }};
 }
 #endif
 
@@ -251,12 +277,12 @@ void check(const Problem& p, double tolerance, Wild where) {
   widen(in.offset, wide.offset);
   widen(in.mask, wide.mask);
   widen(in.grad_output, wide.grad_output);
-  const auto truth = run(p, baseline::kernels<double>(), wide, false);
+  const auto truth = run(p, cpu_calls(baseline::kernels<double>(), false), wide);
   double scale = 1;
   for (double v : truth) scale = std::max(scale, std::fabs(v));
 
-  const auto compare = [&](const char* name, const Kernels<T>& kernels, bool several) {
-    const auto result = run(p, kernels, in, several);
+  const auto compare = [&](const char* name, const Calls<T>& calls) {
+    const auto result = run(p, calls, in);
     kernels_run.insert(name);
     if (where == Wild::kAll) return;  // what comes out is NaN
     for (size_t i = 0; i < truth.size(); ++i) {
@@ -270,18 +296,18 @@ void check(const Problem& p, double tolerance, Wild where) {
       }
     }
   };
-  compare("baseline", baseline::kernels<T>(), true);
+  compare("baseline", cpu_calls(baseline::kernels<T>(), true));
 #ifdef DCNV3_EMULATED_CUDA
-  compare("cuda with atomics", emulated_cuda<T, false>(), false);
-  compare("cuda without atomics", emulated_cuda<T, true>(), false);
+  compare("cuda with atomics", emulated_cuda<T, false>());
+  compare("cuda without atomics", emulated_cuda<T, true>());
 #endif
 #ifdef DCNV3_X86_DISPATCH
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    compare("avx2", avx2::kernels<T>(), true);
+    compare("avx2", cpu_calls(avx2::kernels<T>(), true));
   }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
-    compare("avx512", avx512::kernels<T>(), true);
+    compare("avx512", cpu_calls(avx512::kernels<T>(), true));
   }
 #endif
 }

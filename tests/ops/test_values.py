@@ -196,14 +196,28 @@ def test_boundary_rule_is_strict(backend):
         assert (result['grad_offset'][0, 1, column] == 0).all()
 
 
-def test_deterministic_for_any_number_of_threads():
-    tensors = random_inputs(3, 19, 23, 6, 16)
+# The backward cuts an image of 96 rows and more into bands; some of these offsets reach beyond the
+# neighbouring one.
+@pytest.mark.parametrize(
+    ('shape', 'options'),
+    [((3, 19, 23, 6, 16), {}), ((1, 203, 5, 3, 16), {}), ((2, 211, 7, 3, 4), dict(stride=2))],
+    ids=['low images', 'bands', 'bands of stride 2'],
+)
+def test_deterministic_for_any_number_of_threads(shape, options):
+    tensors = random_inputs(*shape, **options)
+    far = torch.rand(tensors['offset'].shape, generator=torch.Generator().manual_seed(1)) < 0.02
+    tensors['offset'][far] *= 20
+    options = {**options, 'groups': shape[3]}
+    truth = run(tensors, {**options, 'backend': 'reference'}, torch.float64)
     results = []
     threads = torch.get_num_threads()
     try:
-        for count in (1, 2, 3, 3):
+        for count in (1, 2, 3, 7, 3):
             torch.set_num_threads(count)
-            results.append(run(tensors, dict(groups=6, backend='cpu'), torch.float32))
+            results.append(run(tensors, {**options, 'backend': 'cpu'}, torch.float32))
+            exact = run(tensors, {**options, 'backend': 'cpu'}, torch.float64)
+            for name in NAMES:
+                assert relative_error(exact[name], truth[name]) < TOLERANCES[torch.float64], name
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:

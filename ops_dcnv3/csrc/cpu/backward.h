@@ -82,93 +82,147 @@ inline void point_gradients(const Problem& problem, int64_t runs, int64_t num_po
   }
 }
 
-// Groups [first_group, last_group) of one image.
+// Some groups of one image, tile by tile.
 template <int kPoints, typename T>
-void backward_image(const Problem& problem, const T* grad_output, const T* input,
-                    const PointSource<T>& source, typename Compute<T>::type* grad_input,
-                    T* grad_offset, T* grad_mask, int64_t image, int64_t first_group,
-                    int64_t last_group) {
+class BackwardTiles {
+ public:
   using S = typename Compute<T>::type;
-  const int64_t num_points = kPoints ? kPoints : problem.points();
-  const int64_t groups = last_group - first_group, per_pixel = groups * num_points;
-  const int64_t channels = problem.channels(), group_channels = problem.group_channels;
-  const int64_t image_start = image * problem.height * problem.width * channels;
-  const int64_t tile = tile_pixels(per_pixel);
-  const int64_t room = tile * per_pixel + Pack<S>::kWidth;
-  const Grid<S> grid(problem, groups);
-  const Points<S> points(tile * per_pixel, true);
-  std::vector<char> inside(tile);
-  std::vector<S> mask_sums(room);
-  std::vector<T> pairs(2 * room), masks(room);
-  for (int64_t out_y = 0; out_y < problem.out_height; ++out_y) {
-    for (int64_t x0 = 0; x0 < problem.out_width; x0 += tile) {
-      const int64_t pixels = std::min(tile, problem.out_width - x0);
-      const int64_t first = (image * problem.out_height + out_y) * problem.out_width + x0;
-      prefetch_points(problem, source, first + kTilesAhead * tile, pixels, first_group * num_points,
-                      per_pixel);
-      const int64_t ahead = (out_y + kRowsAhead) * problem.stride_h;
-      for (int64_t x = x0 * problem.stride_w; x < (x0 + pixels) * problem.stride_w; ++x) {
-        if (ahead >= problem.height) break;
-        const int64_t at =
-            image_start + (ahead * problem.width + x) * channels + first_group * group_channels;
-        prefetch(input + at, groups * group_channels);
-        prefetch(grad_input + at, groups * group_channels);
+
+  BackwardTiles(const Problem& problem, const BackwardTensors<T>& tensors, int64_t first_group,
+                int64_t groups)
+      : problem_(problem),
+        tensors_(tensors),
+        source_(problem, tensors.offset, tensors.mask),
+        num_points_(kPoints ? kPoints : problem.points()),
+        first_group_(first_group),
+        groups_(groups),
+        per_pixel_(groups * num_points_),
+        size_(tile_pixels(per_pixel_)),
+        grid_(problem, groups),
+        points_(size_ * per_pixel_, true),
+        inside_(size_),
+        mask_sums_(size_ * per_pixel_ + Pack<S>::kWidth),
+        pairs_(2 * mask_sums_.size()),
+        masks_(mask_sums_.size()) {}
+
+  int64_t size() const { return size_; }
+
+  // `pixels` output pixels from (out_y, x0) on. Groups that reach rows outside [lowest, highest)
+  // are appended to `far`, and their gradients are not computed.
+  void run(int64_t image, int64_t out_y, int64_t x0, int64_t pixels, int64_t lowest,
+           int64_t highest, std::vector<int64_t>* far) {
+    const int64_t channels = problem_.channels(), group_channels = problem_.group_channels;
+    const int64_t first = (image * problem_.out_height + out_y) * problem_.out_width + x0;
+    const int64_t first_channel = first_group_ * group_channels;
+    const int64_t image_start = image * problem_.height * problem_.width * channels + first_channel;
+    prefetch_points(problem_, source_, first + kTilesAhead * size_, pixels,
+                    first_group_ * num_points_, per_pixel_);
+    const int64_t ahead = (out_y + kRowsAhead) * problem_.stride_h;
+    for (int64_t x = x0 * problem_.stride_w; x < (x0 + pixels) * problem_.stride_w; ++x) {
+      if (ahead >= problem_.height) break;
+      const int64_t at = image_start + (ahead * problem_.width + x) * channels;
+      prefetch(tensors_.input + at, groups_ * group_channels);
+      prefetch(tensors_.grad_input + at, groups_ * group_channels);
+    }
+    read_masks(problem_, source_, first, pixels, first_group_ * num_points_, per_pixel_,
+               points_.mask);
+    if (problem_.mask_is_logits) softmax<kPoints>(points_.mask, pixels * groups_, num_points_);
+    for (int64_t q = 0; q < pixels; ++q) {
+      inside_[q] = locate<true>(problem_, grid_, source_, first + q, out_y, x0 + q,
+                                first_group_ * num_points_, per_pixel_, points_, q * per_pixel_);
+    }
+    // One look at all of them suffices, as a rule. Points at the border have negative indices.
+    int32_t least = points_.pixel[0], most = least;
+    for (int64_t p = 0; p < pixels * per_pixel_; ++p) {
+      least = std::min(least, points_.pixel[p]);
+      most = std::max(most, points_.pixel[p]);
+    }
+    const bool all_within = least >= std::max<int64_t>(0, lowest * problem_.width) &&
+                            most < (highest - 1) * problem_.width;
+    std::fill(points_.dot, points_.dot + 4 * pixels * per_pixel_, S(0));
+    for (int64_t q = 0; q < pixels; ++q) {
+      const int64_t run = q * per_pixel_;
+      if (all_within || stays_within(problem_, points_, run, per_pixel_, lowest, highest)) {
+        scatter_groups(image_start, first + q, inside_[q], run, 0, groups_);
+        continue;
       }
-      read_masks(problem, source, first, pixels, first_group * num_points, per_pixel, points.mask);
-      if (problem.mask_is_logits) softmax<kPoints>(points.mask, pixels * groups, num_points);
-      for (int64_t q = 0; q < pixels; ++q) {
-        inside[q] = locate<true>(problem, grid, source, first + q, out_y, x0 + q,
-                                 first_group * num_points, per_pixel, points, q * per_pixel);
-      }
-      std::fill(points.dot, points.dot + 4 * pixels * per_pixel, S(0));
-      for (int64_t q = 0; q < pixels; ++q) {
-        const T* grad = grad_output + (first + q) * channels + first_group * group_channels;
-        const int64_t from = image_start + first_group * group_channels;
-        for_channel_blocks(group_channels, [&](auto block, int64_t c) {
-          constexpr int N = decltype(block)::value;
-          if (inside[q]) {
-            scatter<N, kPoints, true>(problem, points, q * per_pixel, groups, grad + c,
-                                      input + from + c, grad_input + from + c);
-          } else {
-            scatter<N, kPoints, false>(problem, points, q * per_pixel, groups, grad + c,
-                                       input + from + c, grad_input + from + c);
-          }
-        });
-      }
-      point_gradients<kPoints>(problem, pixels * groups, num_points, points, mask_sums.data(),
-                               pairs.data(), masks.data());
-      int64_t run = 0;
-      for (int64_t q = 0; q < pixels; ++q) {
-        const int64_t to = ((first + q) * problem.groups + first_group) * num_points;
-        for (int64_t g = 0; g < groups; ++g, run += num_points) {
-          std::memcpy(grad_offset + 2 * (to + g * num_points), pairs.data() + 2 * run,
-                      2 * num_points * sizeof(T));
-          std::memcpy(grad_mask + to + g * num_points, masks.data() + run, num_points * sizeof(T));
+      for (int64_t g = 0; g < groups_; ++g) {
+        const int64_t at = run + g * num_points_;
+        if (stays_within(problem_, points_, at, num_points_, lowest, highest)) {
+          scatter_groups(image_start, first + q, inside_[q], at, g, 1);
+        } else {
+          far->push_back((first + q) * problem_.groups + first_group_ + g);
         }
       }
+    }
+    point_gradients<kPoints>(problem_, pixels * groups_, num_points_, points_, mask_sums_.data(),
+                             pairs_.data(), masks_.data());
+    for (int64_t q = 0; q < pixels; ++q) {
+      const int64_t from = q * per_pixel_;
+      const int64_t to = ((first + q) * problem_.groups + first_group_) * num_points_;
+      std::memcpy(tensors_.grad_offset + 2 * to, pairs_.data() + 2 * from,
+                  2 * per_pixel_ * sizeof(T));
+      std::memcpy(tensors_.grad_mask + to, masks_.data() + from, per_pixel_ * sizeof(T));
+    }
+  }
+
+ private:
+  // `groups` groups of one output pixel, from the group `first` of the tile on.
+  void scatter_groups(int64_t image_start, int64_t pixel, bool inside, int64_t run, int64_t first,
+                      int64_t groups) {
+    const int64_t group_channels = problem_.group_channels;
+    const int64_t from = image_start + first * group_channels;
+    const T* grad = tensors_.grad_output + pixel * problem_.channels() +
+                    (first_group_ + first) * group_channels;
+    for_channel_blocks(group_channels, [&](auto block, int64_t c) {
+      constexpr int N = decltype(block)::value;
+      const auto kernel =
+          inside ? scatter<N, kPoints, true, T, S> : scatter<N, kPoints, false, T, S>;
+      kernel(problem_, points_, run, groups, grad + c, tensors_.input + from + c,
+             tensors_.grad_input + from + c);
+    });
+  }
+
+  const Problem& problem_;
+  const BackwardTensors<T>& tensors_;
+  const PointSource<T> source_;
+  const int64_t num_points_, first_group_, groups_, per_pixel_, size_;
+  const Grid<S> grid_;
+  const Points<S> points_;
+  std::vector<char> inside_;
+  std::vector<S> mask_sums_;
+  std::vector<T> pairs_, masks_;
+};
+
+template <int kPoints, typename T>
+void backward_band_of(const Problem& problem, const BackwardTensors<T>& tensors, const Band& band,
+                      std::vector<int64_t>* far) {
+  BackwardTiles<kPoints, T> tiles(problem, tensors, band.first_group,
+                                  band.last_group - band.first_group);
+  for (int64_t y = band.first_row; y < band.last_row; ++y) {
+    for (int64_t x = 0; x < problem.out_width; x += tiles.size()) {
+      tiles.run(band.image, y, x, std::min(tiles.size(), problem.out_width - x), band.lowest,
+                band.highest, far);
     }
   }
 }
 
-template <int kPoints, typename T>
-void backward_groups_of(const Problem& problem, const T* grad_output, const T* input,
-                        const T* offset, const T* mask, typename Compute<T>::type* grad_input,
-                        T* grad_offset, T* grad_mask, int64_t begin, int64_t end) {
-  const PointSource<T> source(problem, offset, mask);
-  // The groups of an image together, since they lie side by side in memory.
-  while (begin < end) {
-    const int64_t image = begin / problem.groups, first_group = begin % problem.groups;
-    const int64_t last_group = std::min(problem.groups, first_group + end - begin);
-    backward_image<kPoints>(problem, grad_output, input, source, grad_input, grad_offset, grad_mask,
-                            image, first_group, last_group);
-    begin += last_group - first_group;
-  }
+template <typename T>
+void backward_band(const Problem& problem, const BackwardTensors<T>& tensors, const Band& band,
+                   std::vector<int64_t>* far) {
+  const auto kernel = problem.points() == 9 ? backward_band_of<9, T> : backward_band_of<0, T>;
+  kernel(problem, tensors, band, far);
 }
 
 template <typename T>
-void backward_groups(const Problem& problem, const T* grad_output, const T* input, const T* offset,
-                     const T* mask, typename Compute<T>::type* grad_input, T* grad_offset,
-                     T* grad_mask, int64_t begin, int64_t end) {
-  const auto kernel = problem.points() == 9 ? backward_groups_of<9, T> : backward_groups_of<0, T>;
-  kernel(problem, grad_output, input, offset, mask, grad_input, grad_offset, grad_mask, begin, end);
+void backward_far(const Problem& problem, const BackwardTensors<T>& tensors, int64_t group,
+                  const std::vector<int64_t>& far) {
+  BackwardTiles<0, T> tiles(problem, tensors, group, 1);
+  std::vector<int64_t> none;
+  for (const int64_t task : far) {
+    if (task % problem.groups != group) continue;
+    const int64_t pixel = task / problem.groups, row = pixel / problem.out_width;
+    tiles.run(row / problem.out_height, row % problem.out_height, pixel % problem.out_width, 1, -1,
+              problem.height + 1, &none);
+  }
 }

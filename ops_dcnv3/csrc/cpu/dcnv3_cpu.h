@@ -1,10 +1,11 @@
 // DCNv3 on the CPU: raw pointers and sizes, nothing of torch.
 //
 // The formulas are those of docs/op.md. All tensors are channels last; a "row" is one output row of
-// one image, a "group task" is one group of one image.
+// one image.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "../problem.h"
 
@@ -33,14 +34,33 @@ template <typename T>
 using ForwardRows = void (*)(const Problem&, const T* input, const T* offset, const T* mask,
                              T* output, int64_t begin, int64_t end);
 
-// Group tasks [begin, end) of batch * groups. A task owns its channels of grad_input, which must
-// start as zeros, and its slices of grad_offset and grad_mask, which are contiguous: no two tasks
-// write to the same element, so the result does not depend on the number of threads.
+// Tensors of the backward. grad_input must start as zeros; grad_offset and grad_mask are
+// contiguous.
 template <typename T>
-using BackwardGroups = void (*)(const Problem&, const T* grad_output, const T* input,
-                                const T* offset, const T* mask,
-                                typename Compute<T>::type* grad_input, T* grad_offset, T* grad_mask,
-                                int64_t begin, int64_t end);
+struct BackwardTensors {
+  const T *grad_output, *input, *offset, *mask;
+  typename Compute<T>::type* grad_input;
+  T *grad_offset, *grad_mask;
+};
+
+// Groups of some output rows of one image, and the rows of the image that they may add to.
+struct Band {
+  int64_t image, first_row, last_row;  // the last one excluded, here and below
+  int64_t lowest, highest;             // -1 and height + 1 where there is no limit
+  int64_t first_group, last_group;
+};
+
+// The gradients of a band, but for what is appended to `far`: groups of output pixels, as
+// pixel * groups + group, with a point that reaches rows beyond the limits. Writes to those rows
+// and groups of grad_input, and to its own elements of grad_offset and grad_mask.
+template <typename T>
+using BackwardBand = void (*)(const Problem&, const BackwardTensors<T>&, const Band&,
+                              std::vector<int64_t>* far);
+
+// Those of one group in `far`, without limits.
+template <typename T>
+using BackwardFar = void (*)(const Problem&, const BackwardTensors<T>&, int64_t group,
+                             const std::vector<int64_t>& far);
 
 // The loads and multiply-adds of a 3x3 kernel, for `count` pixels and groups, and nothing else
 // (bound.h), on as many elements of `data` and `output` as their constants say and four weights.
@@ -56,7 +76,8 @@ constexpr int kBoundOutput = kBoundShifts * kBoundBlock;
 template <typename T>
 struct Kernels {
   ForwardRows<T> forward;
-  BackwardGroups<T> backward;
+  BackwardBand<T> backward_band;
+  BackwardFar<T> backward_far;
   LoadBound<T> load_bound;
 };
 

@@ -32,7 +32,7 @@ namespace {
 
 template <typename T>
 Kernels<T> kernels() {
-  return {forward_rows<T>, backward_groups<T>, load_bound<T>};
+  return {forward_rows<T>, backward_band<T>, backward_far<T>, load_bound<T>};
 }
 
 template Kernels<float> kernels();

@@ -179,6 +179,21 @@ inline void softmax_backward(const S* mask, S* gradient, int64_t runs, int64_t p
   }
 }
 
+// Whether no point touches image rows outside [lowest, highest).
+template <typename S>
+inline bool stays_within(const Problem& problem, const Points<S>& points, int64_t first,
+                         int64_t count, int64_t lowest, int64_t highest) {
+  for (int64_t p = first; p < first + count; ++p) {
+    const int64_t pixel = points.pixel[p];
+    if (pixel == kBorder) {
+      if (points.top[p] < lowest || points.top[p] + 1 >= highest) return false;
+    } else if (pixel != kOutside) {
+      if (pixel < lowest * problem.width || pixel >= (highest - 1) * problem.width) return false;
+    }
+  }
+  return true;
+}
+
 // Weights and corner indices of `count` points of one output pixel, from its point `first` on, for
 // the points of the tile from `at` on, whose masks are there; with kBackward fractions as well.
 // Returns whether all corners are in the image. Writes up to a register more.
