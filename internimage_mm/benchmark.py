@@ -179,7 +179,7 @@ def run(
             row['failure'] = f'{error}'.splitlines()[0]
             calls = {}
         rows.append((row, calls))
-    measure.measure_calls(rows, device, seconds)
+    measure.measure_calls(rows, device, seconds, in_turn=True)
     add_ratios([row for row, _ in rows], dtype)
     return [row for row, _ in rows]
 

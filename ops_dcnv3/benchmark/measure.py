@@ -54,17 +54,25 @@ def machine(device: str) -> dict[str, str | int | None]:
 
 
 def median_ms(call: Call, device: str, seconds: float) -> float:
-    """Median time of a call in ms, after one call to warm up.
+    """Median time of a call in ms, see :func:`medians_ms`."""
+    return medians_ms([call], device, seconds)[0]
 
-    At least 3 repetitions, 200 at most, and about ``seconds`` in all. On a GPU the time between two
-    events on its own clock, over 10 calls at once.
+
+def medians_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
+    """Median time of each call in ms, after one to warm up.
+
+    They take turns, so that what else the machine does falls on all alike. At least 3 repetitions,
+    200 at most, and about ``seconds`` for the shortest. On a GPU the time between two events on its
+    own clock, over 10 calls at once.
     """
     measure = _gpu_seconds if device == 'cuda' else _wall_seconds
-    measure(call)
-    times: list[float] = []
-    while len(times) < 3 or (sum(times) < seconds and len(times) < 200):
-        times.append(measure(call))
-    return statistics.median(times) * 1e3
+    for call in calls:
+        measure(call)
+    times: list[list[float]] = [[] for _ in calls]
+    while any(len(t) < 3 or (sum(t) < seconds and len(t) < 200) for t in times):
+        for call, taken in zip(calls, times, strict=True):
+            taken.append(measure(call))
+    return [statistics.median(taken) * 1e3 for taken in times]
 
 
 def _wall_seconds(call: Call) -> float:
@@ -87,12 +95,27 @@ def _gpu_seconds(call: Call, calls: int = 10) -> float:
 
 
 def measure_calls(
-    rows: Sequence[tuple[dict[str, Any], Mapping[str, Call]]], device: str, seconds: float
+    rows: Sequence[tuple[dict[str, Any], Mapping[str, Call]]],
+    device: str,
+    seconds: float,
+    *,
+    in_turn: bool = False,
 ) -> None:
-    """For each row and its named calls, set ``row[name]`` to ``ms`` and ``peak_mib``."""
-    for row, calls in rows:
-        for name, call in calls.items():
-            row[name] = dict(ms=median_ms(call, device, seconds))
+    """For each row and its named calls, set ``row[name]`` to ``ms`` and ``peak_mib``.
+
+    ``in_turn``: the calls of one name take turns. For long calls; short ones would drive each
+    other's data from the caches.
+    """
+    if in_turn:
+        for name in dict.fromkeys(name for _, calls in rows for name in calls):
+            named = [(row, calls[name]) for row, calls in rows if name in calls]
+            medians = medians_ms([call for _, call in named], device, seconds)
+            for (row, _), ms in zip(named, medians, strict=True):
+                row[name] = dict(ms=ms)
+    else:
+        for row, calls in rows:
+            for name, call in calls.items():
+                row[name] = dict(ms=median_ms(call, device, seconds))
     # Last, because it changes what the times depend on.
     for row, calls in rows:
         for name, call in calls.items():
