@@ -216,9 +216,11 @@ class DCNv3(nn.Module):
             raise ValueError(
                 f'expected an input of shape (N, H, W, {self.channels}), got {tuple(x.shape)}'
             )
-        value = self.input_proj(x)
         query = self.dw_conv(x.permute(0, 3, 1, 2))
         offset, mask = self._offset_and_mask(query)
+        if not self.center_feature_scale:
+            del query  # its memory serves the next layers
+        value = self.input_proj(x)
         output = dcnv3(
             value,
             offset,

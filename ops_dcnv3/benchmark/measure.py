@@ -61,9 +61,10 @@ def median_ms(call: Call, device: str, seconds: float) -> float:
 def medians_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
     """Median time of each call in ms, after one to warm up.
 
-    They take turns, so that what else the machine does falls on all alike. At least 3 repetitions,
-    200 at most, and about ``seconds`` for the shortest. On a GPU the time between two events on its
-    own clock, over 10 calls at once.
+    Several take turns, so that what else the machine does falls on all alike: one call that does
+    not count, which brings memory and caches back, and two that do. At least 3 repetitions, 200 at
+    most, and about ``seconds`` for the shortest. On a GPU the time between two events on its own
+    clock, over 10 calls at once.
     """
     measure = _gpu_seconds if device == 'cuda' else _wall_seconds
     for call in calls:
@@ -71,6 +72,9 @@ def medians_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float
     times: list[list[float]] = [[] for _ in calls]
     while any(len(t) < 3 or (sum(t) < seconds and len(t) < 200) for t in times):
         for call, taken in zip(calls, times, strict=True):
+            if len(calls) > 1:
+                measure(call)
+                taken.append(measure(call))
             taken.append(measure(call))
     return [statistics.median(taken) * 1e3 for taken in times]
 
