@@ -43,7 +43,7 @@ lint: $(VENV)/stack.stamp
 	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
-# Ten times the rounds of `make test`: every combination of what the kernels distinguish.
+# Ten times the rounds of `make test`: on the CPU every combination of what the kernels distinguish.
 sanitize: $(VENV)/stack.stamp
 	SANITIZE_FACTOR=$${SANITIZE_FACTOR:-10} $(BIN)/python -m pytest -s tests/ops/test_sanitizers.py
 

@@ -82,6 +82,17 @@ def build_norm(
 _JOINT_MULTIPLE = 16
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after ``module``, or its ``forward`` was patched."""
+    return bool(
+        'forward' in module.__dict__
+        or module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_pre_hooks
+        or module._backward_hooks
+    )
+
+
 def is_plain_linear(layer: nn.Module) -> bool:
     """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
 
@@ -90,11 +101,7 @@ def is_plain_linear(layer: nn.Module) -> bool:
     """
     return (
         type(layer) is nn.Linear
-        and 'forward' not in layer.__dict__
-        and not layer._forward_pre_hooks
-        and not layer._forward_hooks
-        and not layer._backward_pre_hooks
-        and not layer._backward_hooks
+        and not has_hooks(layer)
         and layer.bias is not None
         and not hasattr(layer.weight, '__tensor_flatten__')
     )

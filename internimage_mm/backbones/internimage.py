@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internimage_mm.checkpoint import load_backbone_checkpoint
-from ops_dcnv3.modules import DCNv3, build_activation, build_norm, is_plain_linear
+from ops_dcnv3.modules import DCNv3, build_activation, build_norm, has_hooks, is_plain_linear
 
 from .presets import architecture
 
@@ -109,6 +109,9 @@ class MLP(nn.Module):
             and not torch.is_grad_enabled()
             and is_plain_linear(self.fc1)
             and is_plain_linear(self.fc2)
+            and type(self.act) in (nn.GELU, nn.ReLU, nn.SiLU)
+            and not has_hooks(self.act)
+            and not has_hooks(self.drop)
         )
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -104,10 +104,11 @@ def test_inference_takes_the_mlp_in_parts(model, hidden_shapes):
         torch.testing.assert_close(output, truth, rtol=0, atol=1e-11)
 
 
-def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes):
+@pytest.mark.parametrize('name', ['fc1', 'act', 'drop', 'fc2'])
+def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes, name):
     for layer in model.modules():
         if isinstance(layer, MLP):
-            layer.fc1.register_forward_hook(lambda *_: None)
+            getattr(layer, name).register_forward_hook(lambda *_: None)
     with torch.no_grad():
         model(images(2, 3, 65, 47))
     assert [len(shape) for shape in hidden_shapes] == [4] * sum(model.depths)

@@ -43,6 +43,7 @@ ODD_SHAPES = [
     pytest.param((1, 2, 3, 2, 8), dict(kernel_size=7, padding=3), id='kernel larger than image'),
     pytest.param((1, 7, 6, 2, 4), dict(kernel_size=(2, 4), padding=(0, 2)), id='even kernel'),
     pytest.param((1, 9, 8, 2, 4), dict(stride=(2, 3), dilation=(2, 1)), id='stride and dilation'),
+    pytest.param((1, 9, 5, 2, 4), dict(stride=(1, 10**9)), id='stride beyond the image'),
     pytest.param((2, 6, 5, 4, 8), dict(remove_center=True, offset_scale=1.7), id='no center'),
     pytest.param((1, 0, 4, 2, 4), dict(padding=2), id='image without pixels'),
 ]

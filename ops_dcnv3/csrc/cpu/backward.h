@@ -118,8 +118,8 @@ class BackwardTiles {
     prefetch_points(problem_, source_, first + kTilesAhead * size_, pixels,
                     first_group_ * num_points_, per_pixel_);
     const int64_t ahead = (out_y + kRowsAhead) * problem_.stride_h;
-    for (int64_t x = x0 * problem_.stride_w; x < (x0 + pixels) * problem_.stride_w; ++x) {
-      if (ahead >= problem_.height) break;
+    const int64_t right = std::min((x0 + pixels) * problem_.stride_w, problem_.width);
+    for (int64_t x = x0 * problem_.stride_w; ahead < problem_.height && x < right; ++x) {
       const int64_t at = image_start + (ahead * problem_.width + x) * channels;
       prefetch(tensors_.input + at, groups_ * group_channels);
       prefetch(tensors_.grad_input + at, groups_ * group_channels);

@@ -12,23 +12,26 @@ namespace dcnv3 {
 // The gradients of a problem, by parallel_for(n, f), which must call f(begin, end) so that [0, n)
 // is covered, on any threads.
 //
-// An image is cut into an even number of bands of output rows. Every second one is done first, all
-// at the same time; each may add to the input rows of its own output rows and to half a band on
-// either side, so that no two touch the same row. Then come the others. Points that reach further
-// are left for the end, one group after the other: groups own their channels. So no sum needs an
-// atomic, and its order depends on the shape alone: bands do not depend on the number of threads,
-// and dividing the groups of a band, where bands are too few, changes no sum.
+// An image of 4 * least_rows output rows and more is cut into bands of at least that many. Every
+// second one is done first, all at the same time; each may add to the input rows of its own output
+// rows and of half a band on either side, so that no two touch the same row. Then come the others.
+// Points that reach further are left for the end, one group after the other: groups own their
+// channels. So no sum needs an atomic, and its order depends on the shape alone: bands do not
+// depend on the number of threads, and dividing the groups of a band, where bands are too few,
+// changes no sum.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
               int64_t threads, ParallelFor parallel_for, int64_t least_rows = 24) {
-  // A multiple of four: a power of two at the same time.
+  // A multiple of four, so that 2 and 4 threads have equal shares of those that run together.
   const int64_t bands = std::max<int64_t>(1, problem.out_height / (4 * least_rows) * 4);
-  const int64_t rows = (problem.out_height + bands - 1) / bands;
+  const auto edge = [&](int64_t b) { return b * problem.out_height / bands; };
   const int64_t together = (bands + 1) / 2;
   int64_t parts = 1;  // of the groups
   while (parts < problem.groups && problem.batch * together * parts % threads) ++parts;
 
-  const auto limit = [&](int64_t out_y) {  // the input row under the centre of an output row
+  // The input row under the centre of the middle output row of a band.
+  const auto middle = [&](int64_t b) {
+    const int64_t out_y = (edge(b) + edge(b + 1)) / 2;
     const int64_t center = problem.dilation_h * (problem.kernel_h - 1) / 2;
     const int64_t row = out_y * problem.stride_h - problem.pad_h + center;
     return std::min(std::max<int64_t>(row, -1), problem.height + 1);
@@ -40,10 +43,10 @@ void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardT
         const int64_t part = i % parts, b = i / parts % together * 2 + parity;
         Band band;
         band.image = i / parts / together;
-        band.first_row = std::min(b * rows, problem.out_height);
-        band.last_row = std::min((b + 1) * rows, problem.out_height);
-        band.lowest = b < 2 ? -1 : limit(b * rows - (rows - rows / 2));
-        band.highest = b + 2 >= bands ? problem.height + 1 : limit((b + 1) * rows + rows / 2);
+        band.first_row = edge(b);
+        band.last_row = edge(b + 1);
+        band.lowest = b < 2 ? -1 : middle(b - 1);
+        band.highest = b + 2 >= bands ? problem.height + 1 : middle(b + 1);
         band.first_group = part * problem.groups / parts;
         band.last_group = (part + 1) * problem.groups / parts;
         kernels.backward_band(problem, tensors, band,
@@ -51,10 +54,12 @@ void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardT
       }
     });
   }
-  if (std::all_of(far.begin(), far.end(), [](const auto& list) { return list.empty(); })) return;
+  std::vector<int64_t> all_far;
+  for (const auto& list : far) all_far.insert(all_far.end(), list.begin(), list.end());
+  if (all_far.empty()) return;
   parallel_for(problem.groups, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
-      for (const auto& list : far) kernels.backward_far(problem, tensors, group, list);
+      kernels.backward_far(problem, tensors, group, all_far);
     }
   });
 }

@@ -68,9 +68,10 @@ void forward_rows_of(const Problem& problem, const T* input, const T* offset, co
       const int64_t first = row * problem.out_width + x0;
       prefetch_points(problem, source, first + kTilesAhead * tile, pixels, 0, per_pixel);
       const int64_t ahead = (out_y + kRowsAhead) * problem.stride_h;
-      if (ahead < problem.height) {
-        prefetch(image + (ahead * problem.width + x0 * problem.stride_w) * channels,
-                 pixels * problem.stride_w * channels);
+      const int64_t left = x0 * problem.stride_w;
+      const int64_t right = std::min(left + pixels * problem.stride_w, problem.width);
+      if (ahead < problem.height && left < right) {
+        prefetch(image + (ahead * problem.width + left) * channels, (right - left) * channels);
       }
       read_masks(problem, source, first, pixels, 0, per_pixel, points.mask);
       if (problem.mask_is_logits) {

@@ -289,7 +289,8 @@ template <typename T>
 DCNV3_INLINE void prefetch_points(const Problem& problem, const PointSource<T>& source,
                                   int64_t first_pixel, int64_t pixels, int64_t first,
                                   int64_t count) {
-  for (int64_t q = first_pixel; q < first_pixel + pixels; ++q) {
+  const int64_t all = problem.batch * problem.out_height * problem.out_width;
+  for (int64_t q = first_pixel; q < std::min(first_pixel + pixels, all); ++q) {
     prefetch(source.offset + q * problem.offset_stride + 2 * first, 2 * count);
     prefetch(source.mask + q * problem.mask_stride + first, count);
   }

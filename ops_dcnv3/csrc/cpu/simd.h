@@ -429,6 +429,7 @@ inline void add_sums(const V* values, S* to) {
   using P = Pack<S>;
   if constexpr (W == 1) {
     for (int c = 0; c < 4; ++c) to[c] += values[c];
+#if DCNV3_VECTOR_BYTES
   } else if constexpr (W == P::kWidth) {
     const V ab = P::even(values[0], values[1]) + P::odd(values[0], values[1]);
     const V cd = P::even(values[2], values[3]) + P::odd(values[2], values[3]);
@@ -444,6 +445,7 @@ inline void add_sums(const V* values, S* to) {
     for (int c = 0; c < 4; ++c) {
       for (int i = 0; i < W; ++i) to[c] += values[c][i];
     }
+#endif
   }
 }
 
