@@ -28,22 +28,22 @@ def parse_image(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser('python -m ops_dcnv3.benchmark', description=__doc__)
-    parser.add_argument('--shapes', nargs='+', type=parse_shape, default=op.SHAPES)
+    parser.add_argument('--shapes', nargs='+', type=parse_shape, metavar='N,H,W,G,C')
     parser.add_argument('--logits', action='store_true', help='masks as logits, softmax in the op')
     parser.add_argument(
         '--against',
-        nargs='*',
-        default=[],
+        nargs='+',
         metavar='MODULE:FUNCTION',
         help='ops with the signature of the official functions, timed beside ours',
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         '--scaling', action='store_true', help='time images of 64 to 2048 pixels, in batches'
     )
-    parser.add_argument(
+    what.add_argument(
         '--model', nargs='+', metavar='ARCH', help='time InternImage backbones (tiny, small, ...)'
     )
-    parser.add_argument('--image', type=parse_image, default=(800, 1280), metavar='H,W')
+    parser.add_argument('--image', type=parse_image, metavar='H,W', help='default: 800,1280')
     parser.add_argument(
         '--beside',
         nargs='*',
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each median')
     parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
     args = parser.parse_args(argv)
+    check_arguments(parser, args)
     if args.threads:
         torch.set_num_threads(args.threads)
 
@@ -68,16 +69,36 @@ def main(argv: list[str] | None = None) -> None:
         result['rows'] = scaling.run(args.dtype, args.device, args.seconds, args.logits)
         scaling.report(result['rows'])
     else:
+        shapes = list(dict.fromkeys(args.shapes or op.SHAPES))
         print(f'{args.dtype}, masks are {"logits" if args.logits else "probabilities"}')
         print('shape is (N, H, W, groups, channels per group); times are medians')
         result.update(dtype=args.dtype, logits=args.logits)
         result.update(
-            op.run(args.shapes, args.dtype, args.device, args.seconds, args.logits, args.against)
+            op.run(shapes, args.dtype, args.device, args.seconds, args.logits, args.against or ())
         )
         op.report(result)
     if args.json:
         with open(args.json, 'w', encoding='utf-8') as file:
             json.dump(result, file, indent=1)
+
+
+def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options that would be ignored, and ops that are not there."""
+    if args.model:
+        mode, ignored = 'with --model', ['shapes', 'against', 'logits']
+    elif args.scaling:
+        mode, ignored = 'with --scaling', ['shapes', 'against', 'image', 'beside']
+    else:
+        mode, ignored = 'without --model', ['image', 'beside']
+    for name in ignored:
+        # --beside without names is given, too.
+        if getattr(args, name) not in (None, False):
+            parser.error(f'--{name} has no meaning {mode}')
+    for spec in args.against or ():
+        try:
+            op.third_party_op(spec)
+        except (ImportError, TypeError, ValueError) as error:
+            parser.error(str(error))
 
 
 def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
@@ -88,7 +109,8 @@ def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
         parser.error(f'--model needs internimage_mm and mmengine: {error}')
     if args.dtype not in models.TOLERANCES:
         parser.error(f'--model takes --dtype {", ".join(models.TOLERANCES)}, got {args.dtype}')
-    height, width = args.image
+    image = args.image or (800, 1280)
+    height, width = image
     print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
     beside = args.beside
     if beside is None:
@@ -98,9 +120,9 @@ def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
         except ImportError as error:
             print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
             beside = ()
-    rows = models.run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
+    rows = models.run(args.model, beside, image, args.dtype, args.device, args.seconds)
     models.report(rows)
-    return dict(image=args.image, rows=rows)
+    return dict(image=image, rows=rows)
 
 
 if __name__ == '__main__':

@@ -134,8 +134,9 @@ def peak_bytes(call: Call, device: str) -> int | None:
 
     On a GPU by PyTorch's allocator. On the CPU by the resident set of the process, which the kernel
     counts in pages: nothing a library allocates by itself escapes it, unlike PyTorch's profiler.
-    It exists on Linux only; None elsewhere. From the first call on, the C library hands back what
-    is freed at once, so that only memory in use is counted; that makes allocations slower.
+    It exists on Linux only, not on every one; None elsewhere. From the first call on, the C library
+    hands back what is freed at once, so that only memory in use is counted; that makes allocations
+    slower.
     """
     gc.collect()
     if device == 'cuda':
@@ -153,17 +154,18 @@ def peak_bytes(call: Call, device: str) -> int | None:
             file.write('5')  # the peak so far is forgotten
     except (OSError, AttributeError):
         return None
-    before = _resident_bytes('VmRSS')
+    resident = _resident_bytes('VmRSS')
     call()
-    return _resident_bytes('VmHWM') - before
+    peak = _resident_bytes('VmHWM')
+    return None if resident is None or peak is None else peak - resident
 
 
-def _resident_bytes(field: str) -> int:
+def _resident_bytes(field: str) -> int | None:
     with open('/proc/self/status', encoding='ascii') as file:
         for line in file:
             if line.startswith(field + ':'):
                 return int(line.split()[1]) * 1024
-    raise RuntimeError(f'/proc/self/status has no {field}')
+    return None
 
 
 def copy_bandwidth(device: str, seconds: float) -> float:
@@ -172,6 +174,15 @@ def copy_bandwidth(device: str, seconds: float) -> float:
     target = torch.empty_like(source)
     ms = median_ms(lambda: target.copy_(source), device, seconds)
     return (source.nbytes + target.nbytes) / ms * 1e3
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest error, or NaN if one is NaN, which Python's ``max`` may drop."""
+    return torch.tensor(list(errors), dtype=torch.float64).max().item()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error) or repr(error)).splitlines()[0]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -132,8 +132,8 @@ def truth(tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool) ->
 
 
 def largest_error(results: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
-    """Largest error of the results, each relative to the largest value of its truth."""
-    return max(
+    """Largest error of the results, each relative to the largest value of its truth; or NaN."""
+    return measure.largest(
         ((result.double() - truth).abs().max() / truth.abs().max()).item()
         for result, truth in zip(results, truths, strict=True)
     )
@@ -225,7 +225,7 @@ def run(
             except Exception as error:
                 if name in ours:
                     raise RuntimeError(f'backend {name!r}, {shape}: {error}') from error
-                row['failure'] = f'{error}'.splitlines()[0]
+                row['failure'] = measure.first_line(error)
                 continue
             timed.append((row, make_calls(op, tensors, grad, groups, logits)))
         del truths

@@ -45,12 +45,32 @@ def test_times_backbones(tmp_path, capsys):
 
 
 def test_halves_are_for_inference():
-    rows = models.run(['tiny'], ['swin-tiny'], (64, 96), 'bfloat16', 'cpu', 0)
-    half, _, wide, swin = rows
+    rows = models.run(['tiny'], [], (64, 96), 'bfloat16', 'cpu', 0)
+    half, _, wide = rows
     assert (half['dtype'], wide['dtype'], wide['backend']) == ('bfloat16', 'float32', 'cpu')
-    assert 'forward_backward' not in half and 'dtype' in swin['failure']
+    assert 'forward_backward' not in half and 'forward_backward' not in wide
+    assert half['errors']['forward'] > wide['errors']['forward'] < models.TOLERANCES['float32']
     assert 'internimage-tiny cpu float32' in [ratio['over'] for ratio in half['ratios']]
     models.report(rows)
+
+
+class Fails(torch.nn.Module):
+    def forward(self, image):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ('error', 'failure'),
+    [(TypeError('no halves\nat all'), 'no halves'), (AssertionError(), 'AssertionError()')],
+)
+def test_another_model_that_fails_gets_a_row(monkeypatch, capsys, error, failure):
+    monkeypatch.setattr(Fails, 'error', error, raising=False)
+    monkeypatch.setattr(models, 'theirs', lambda name: Fails())
+    rows = models.run(['tiny'], ['swin-tiny'], (64, 96), 'float32', 'cpu', 0)
+    assert rows[-1]['failure'] == failure and 'forward' not in rows[-1]
+    assert [ratio['over'] for ratio in rows[0]['ratios']] == ['internimage-tiny reference float32']
+    models.report(rows)
+    assert f'swin-tiny float32 failed: {failure}' in capsys.readouterr().out
 
 
 def test_points_move():
@@ -71,8 +91,26 @@ def test_refuses_wrong_results(monkeypatch):
         return slow.call(*args) * 1.01
 
     monkeypatch.setitem(backends.BACKENDS, 'cpu', slow._replace(call=wrong))
-    with pytest.raises(RuntimeError, match="internimage-tiny on backend 'cpu': wrong: the forward"):
+    with pytest.raises(RuntimeError, match="on backend 'cpu': wrong: outputs of forward are"):
         models.run(['tiny'], [], (64, 96), 'float32', 'cpu', 0)
+
+
+def test_each_result_is_held_to_its_own_tolerance():
+    """NaN is refused wherever it stands, and outputs are not let off as gradients are."""
+    right = [torch.ones(3) for _ in range(6)]
+
+    def check(index, factor):
+        results = [t * factor if i == index else t for i, t in enumerate(right)]
+        return models.check(
+            dict(forward_backward=lambda: results), dict(forward_backward=lambda: right), 'float32'
+        )
+
+    assert check(5, 1.01)['forward_backward'] == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(RuntimeError, match=r'outputs of forward \+ backward are 1.0e-02'):
+        check(1, 1.01)
+    for index, what in (1, 'outputs'), (4, 'gradients'), (5, 'gradients'):
+        with pytest.raises(RuntimeError, match=f'{what} of .* are nan from'):
+            check(index, float('nan'))
 
 
 def test_wrong_arguments(capsys):
