@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .backends import choose_backend
+from .backends import BACKENDS, choose_backend
 from .geometry import num_points, output_size, pair
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -100,7 +101,10 @@ def dcnv3(
                 f'{name} must have shape {expected} (N, Ho, Wo, groups * K{" * 2" * (size - 1)}) '
                 f'for K = {points} points and {groups} groups, got {tuple(tensor.shape)}'
             )
-    return choose_backend(input.device, backend).call(
+    chosen = choose_backend(input.device, backend)
+    if chosen is not BACKENDS['reference']:
+        _refuse_forward_mode(input, offset, mask)
+    return chosen.call(
         input,
         offset,
         mask,
@@ -113,6 +117,18 @@ def dcnv3(
         bool(remove_center),
         bool(mask_is_logits),
     )
+
+
+def _refuse_forward_mode(*tensors: Tensor) -> None:
+    """Raise for tangents, which PyTorch would drop without a word: the operators have no jvp."""
+    # The public way, unpack_dual() of each tensor, takes longer than all other checks.
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            'dcnv3 has no forward-mode derivative (torch.func.jvp, forward_ad): '
+            "use backend='reference' where one is needed."
+        )
 
 
 def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -115,9 +115,18 @@ def run(request):
     assert samples[0].img_shape == tuple(expected['img_shape'][:2])
     # The official factors are float32.
     assert samples[0].scale_factor == pytest.approx(expected['scale_factor'][:2], abs=1e-7)
-    with torch.no_grad():
-        stages = run_dino if name in DINO else run_mask_rcnn
-        results, detections = stages(name, model, inputs, samples)
+    if name == 'dino_t':
+        # In float32 a rounding in the backbone moves one of its 900 queries either by 1e-6 or by
+        # 2.7e-6, with tolerances made for 100 queries. So it is computed exactly, and float32 is
+        # held by the others.
+        model, inputs = model.double(), inputs.double()
+        torch.set_default_dtype(torch.float64)  # of the tensors that DINO makes
+    try:
+        with torch.no_grad():
+            stages = run_dino if name in DINO else run_mask_rcnn
+            results, detections = stages(name, model, inputs, samples)
+    finally:
+        torch.set_default_dtype(torch.float32)
     order = detections.scores.argsort(descending=True, stable=True)
     detections = detections[order]
     results['final_box_xyxy'] = detections.bboxes

@@ -122,6 +122,21 @@ def test_no_second_derivative_on_compiled_backend():
         grad.sum().backward()
 
 
+def test_forward_mode_is_refused_not_dropped():
+    input, offset, mask = (tensor.detach() for tensor in inputs())
+
+    def call(x, backend):
+        return dcnv3(x, offset, mask, groups=2, backend=backend)
+
+    with pytest.raises(RuntimeError, match='no forward-mode derivative.*reference'):
+        torch.func.jvp(lambda x: call(x, 'cpu'), (input,), (input,))
+    # The op is linear in its input.
+    value, tangent = torch.func.jvp(lambda x: call(x, 'reference'), (input,), (input,))
+    torch.testing.assert_close(tangent, value)
+    with torch.autograd.forward_ad.dual_level():
+        torch.testing.assert_close(call(input, 'cpu'), value)
+
+
 def test_autocast_mixes_dtypes():
     input, offset, mask = inputs(torch.float32, requires_grad=False)
     with torch.autocast('cpu', torch.bfloat16):
