@@ -68,8 +68,19 @@ def test_scale_of_the_feedback_is_rounded_to_float16():
     assert max(distances(outputs, stored)[:3]) < 1e-5 < 5e-4 < min(distances(outputs, stored)[3:])
 
 
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# On one thread, which fixes all rounding. One of 124416 coordinates is so near to a whole pixel,
+# where the derivative jumps, that float32 puts it on either side: with two threads the gradient of
+# the first convolution was 1.2e-4 off in float32, 3.4 times the tolerance.
 @pytest.mark.parametrize(('dtype', 'with_cp'), [('float64', False), ('float32', True)])
-def test_gradients(dtype, with_cp):
+def test_gradients(dtype, with_cp, one_thread):
     file, stored = golden('cb_h_like__grad_64x96'), golden_arrays('cb_h_like__grad_64x96')
     dtype = getattr(torch, dtype)
     config = {**file['config'], 'core_op': 'DCNv3', 'with_cp': with_cp}
