@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
     args = parser.parse_args(argv)
     check_arguments(parser, args)
-    if args.threads:
+    if args.threads is not None:
         torch.set_num_threads(args.threads)
 
     result: dict[str, Any] = dict(machine=measure.machine(args.device))
@@ -83,7 +83,18 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse options that would be ignored, and ops that are not there."""
+    """Refuse options that would be ignored or cannot be right, before anything is timed."""
+    if args.threads is not None and args.threads < 1:
+        parser.error(f'--threads must be at least 1, got {args.threads}')
+    if not 0 <= args.seconds < float('inf'):
+        parser.error(f'--seconds must be a finite number, 0 or more, got {args.seconds}')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error(f'--device cuda: torch {torch.__version__} sees no GPU')
+    if args.json:
+        try:
+            open(args.json, 'a', encoding='utf-8').close()  # now, not after minutes of timing
+        except OSError as error:
+            parser.error(f'--json: {error}')
     if args.model:
         mode, ignored = 'with --model', ['shapes', 'against', 'logits']
     elif args.scaling:

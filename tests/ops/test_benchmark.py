@@ -281,9 +281,12 @@ def test_peak_is_none_where_the_kernel_does_not_count_it(monkeypatch):
         ('--model tiny --against m:f', '--against has no meaning with --model'),
         ('--model tiny --logits', '--logits has no meaning with --model'),
         ('--against nothing:here', '--against nothing:here: No module named'),
+        ('--threads 0', '--threads must be at least 1, got 0'),
+        ('--seconds nan', '--seconds must be a finite number, 0 or more, got nan'),
+        ('--json no/such/folder/rows.json', '--json: [Errno 2]'),
     ],
 )
-def test_arguments_that_would_be_ignored(capsys, arguments, message):
+def test_bad_arguments(capsys, arguments, message):
     with pytest.raises(SystemExit):
         main(arguments.split())
     assert message in capsys.readouterr().err
