@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -93,7 +95,7 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def is_plain_linear(layer: nn.Module) -> bool:
+def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
 
     It is not where it was replaced or patched (adapters), has hooks, or quantized or sharded
@@ -105,6 +107,31 @@ def is_plain_linear(layer: nn.Module) -> bool:
         and layer.bias is not None
         and not hasattr(layer.weight, '__tensor_flatten__')
     )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``nn.functional.linear(x, weight, bias)`` of a channels-last map ``(N, H, W, C)``.
+
+    Float32 inference on a CPU with MKL runs it as a convolution of 1x1 pixels, because oneDNN does
+    those faster than MKL its matrix products (``docs/op.md``, "The backbone on the CPU"). Not
+    with gradients: oneDNN adds up that of the bias number by number, with 80 times the error.
+    """
+    if (
+        torch.is_grad_enabled()
+        or x.dtype != torch.float32
+        or x.device.type != 'cpu'
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
+    ):
+        return nn.functional.linear(x, weight, bias)
+    output = nn.functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+    return output.permute(0, 2, 3, 1)
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """``layer(x)`` for ``(N, H, W, C)``; a plain linear layer by :func:`linear`."""
+    return linear(x, layer.weight, layer.bias) if is_plain_linear(layer) else layer(x)
 
 
 class DCNv3(nn.Module):
@@ -227,7 +254,7 @@ class DCNv3(nn.Module):
         offset, mask = self._offset_and_mask(query)
         if not self.center_feature_scale:
             del query  # its memory serves the next layers
-        value = self.input_proj(x)
+        value = apply_linear(self.input_proj, x)
         output = dcnv3(
             value,
             offset,
@@ -248,7 +275,7 @@ class DCNv3(nn.Module):
             ).sigmoid()
             scale = scale.repeat_interleave(self.channels // self.group, dim=-1)
             output = output * (1 - scale) + value * scale
-        return self.output_proj(output)
+        return apply_linear(self.output_proj, output)
 
     def _offset_and_mask(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Apply the layers ``offset`` and ``mask``, as one if nothing but their weights matters.
@@ -265,7 +292,7 @@ class DCNv3(nn.Module):
         if sizes[-1]:
             weights.append(mask.weight.new_zeros(sizes[-1], mask.weight.shape[1]))
             biases.append(mask.bias.new_zeros(sizes[-1]))
-        joint = nn.functional.linear(query, torch.cat(weights), torch.cat(biases))
+        joint = linear(query, torch.cat(weights), torch.cat(biases))
         offset_part, mask_part, _ = joint.split(sizes, -1)
         return offset_part, mask_part
 

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internimage_mm.checkpoint import load_backbone_checkpoint
-from ops_dcnv3.modules import DCNv3, build_activation, build_norm, has_hooks, is_plain_linear
+from ops_dcnv3.modules import (
+    DCNv3,
+    apply_linear,
+    build_activation,
+    build_norm,
+    has_hooks,
+    is_plain_linear,
+)
 
 from .presets import architecture
 
@@ -72,7 +79,7 @@ class Downsample(nn.Module):
 
 # Bytes of hidden features per thread that stay in its caches. Larger tensors than 32 MiB are mapped
 # anew by glibc each time, and their page faults take longer than a GELU.
-_MLP_PART = 2 * 2**20
+_MLP_PART = 4 * 2**20
 
 
 class MLP(nn.Module):
@@ -92,13 +99,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self._may_split(x):
             return self._forward(x)
-        rows = x.flatten(0, -2)
-        hidden_bytes = len(rows) * self.fc1.out_features * x.element_size()
+        rows = x.reshape(1, 1, -1, x.shape[-1])
+        hidden_bytes = rows.shape[2] * self.fc1.out_features * x.element_size()
         num_parts = hidden_bytes // (_MLP_PART * torch.get_num_threads())
         if num_parts < 2:
             return self._forward(x)
-        parts = [self._forward(part) for part in rows.tensor_split(num_parts)]
-        return torch.cat(parts).view(x.shape)
+        parts = [self._forward(part) for part in rows.tensor_split(num_parts, dim=2)]
+        return torch.cat(parts, dim=2).view(x.shape)
 
     def _may_split(self, x: Tensor) -> bool:
         """Whether splitting pays, and nobody needs or sees the hidden features as a whole."""
@@ -115,7 +122,8 @@ class MLP(nn.Module):
         )
 
     def _forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        hidden = self.drop(self.act(apply_linear(self.fc1, x)))
+        return self.drop(apply_linear(self.fc2, hidden))
 
 
 class Block(nn.Module):

@@ -96,10 +96,10 @@ def test_inference_takes_the_mlp_in_parts(model, hidden_shapes):
     with torch.no_grad():
         outputs = model(x)
     whole = sum(model.depths)
-    assert {len(shape) for shape in hidden_shapes[:whole]} == {4}
+    assert {shape[0] for shape in hidden_shapes[:whole]} == {2}
     parts = hidden_shapes[whole:]
     assert len(parts) > 2 * whole
-    assert {len(shape) for shape in parts} == {2}
+    assert {shape[:2] for shape in parts} == {(1, 1)}
     for output, truth in zip(outputs, expected, strict=True):
         torch.testing.assert_close(output, truth, rtol=0, atol=1e-11)
 
@@ -111,7 +111,7 @@ def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes, name):
             getattr(layer, name).register_forward_hook(lambda *_: None)
     with torch.no_grad():
         model(images(2, 3, 65, 47))
-    assert [len(shape) for shape in hidden_shapes] == [4] * sum(model.depths)
+    assert [shape[0] for shape in hidden_shapes] == [2] * sum(model.depths)
 
 
 def test_channels_last_input(model):

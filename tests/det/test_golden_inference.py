@@ -32,9 +32,11 @@ NOT_COMPARED = {
 }
 
 
-# Of dino_t. In float32 a rounding in the backbone moves one of its 900 queries either by 1e-6 or by
-# 2.7e-6, with tolerances made for 100 queries; in float64 they are within the same tolerances.
-IN_FLOAT64 = {'bbox_pred_last', 'reference_points_all'}
+# Of dino_t. Rounding anywhere, as of the image, moves one of its 900 queries either by 1e-6 or by
+# 2.7e-6, with tolerances made for 100 queries. The official results are on the first side: so must
+# ours be, for the image or for one that differs from it by rounding (4 in 10 of those are).
+BISTABLE = {'bbox_pred_last', 'reference_points_all'}
+NUDGES = 16
 
 
 def tolerance(name, key):
@@ -134,8 +136,28 @@ def test_every_stage(run):
     name, results, _ = run
     keys = {key.partition('__')[0] for key in helpers.arrays(name)} - NOT_COMPARED
     assert {'neck3', 'final_box_xyxy', 'final_score'} < keys <= set(results)
-    for key in sorted(keys - (IN_FLOAT64 if name == 'dino_t' else set())):
+    for key in sorted(keys - (BISTABLE if name == 'dino_t' else set())):
         helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+
+
+def test_bistable_stages_of_dino_t():
+    name = 'dino_t'
+    model = helpers.detector(name)
+    inputs, samples = helpers.preprocess(name, model)
+    rng = torch.Generator().manual_seed(0)
+    failures = []
+    for _ in range(NUDGES):
+        with torch.no_grad():
+            results, _ = run_dino(name, model, inputs, samples)
+        try:
+            for key in sorted(BISTABLE):
+                helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+            return
+        except AssertionError as error:
+            failures.append(str(error))
+        noise = torch.randn(inputs.shape, generator=rng)
+        inputs = inputs * (1 + torch.finfo(torch.float32).eps / 2 * noise)
+    pytest.fail('\n'.join(failures))
 
 
 def test_every_stage_of_dino_t_in_float64():
@@ -150,7 +172,7 @@ def test_every_stage_of_dino_t_in_float64():
         torch.set_default_dtype(torch.float32)
     keys = {key.partition('__')[0] for key in helpers.arrays(name)} - NOT_COMPARED
     keys -= {'final_box_xyxy', 'final_score'}  # come after the stages
-    assert IN_FLOAT64 < keys <= set(results)
+    assert BISTABLE < keys <= set(results)
     for key in sorted(keys):
         helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
 

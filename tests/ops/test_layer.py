@@ -1,4 +1,6 @@
-"""The layers ``offset`` and ``mask`` of DCNv3 run as one, if nothing but their weights matters."""
+"""How DCNv3 runs its linear layers: two of them as one, in inference as convolutions."""
+
+import functools
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ops_dcnv3 import DCNv3
+from ops_dcnv3.modules import apply_linear
 
 
 class Recorder(TorchDispatchMode):
@@ -84,7 +87,7 @@ def test_autocast():
         assert (value - truth).norm() < 0.01 * truth.norm()
 
 
-@pytest.mark.parametrize('name', ['offset', 'mask'])
+@pytest.mark.parametrize('name', ['offset', 'mask', 'input_proj', 'output_proj'])
 @pytest.mark.parametrize('kind', ['pre', 'forward', 'backward', 'full_backward_pre', 'patched'])
 def test_hooks_are_called(name, kind):
     layer, x = make()
@@ -117,7 +120,7 @@ class Adapter(nn.Module):
         return self.base(x) + 0.5
 
 
-@pytest.mark.parametrize('name', ['offset', 'mask'])
+@pytest.mark.parametrize('name', ['offset', 'mask', 'input_proj', 'output_proj'])
 def test_replaced_layers_are_called(name):
     layer, x = make()
     before = layer(x)
@@ -127,7 +130,7 @@ def test_replaced_layers_are_called(name):
     plain.bias.data += 0.5
     setattr(layer, name, plain)
     torch.testing.assert_close(adapted, layer(x))
-    if name == 'offset':  # the same number added to all logits changes nothing
+    if name != 'mask':  # the same number added to all logits changes nothing
         assert not torch.allclose(adapted, before)
 
 
@@ -143,3 +146,42 @@ def test_parametrized_weights_and_missing_bias():
     expected = layer(x)
     layer.mask.bias = None
     torch.testing.assert_close(layer(x), expected)
+
+
+# The small ones are below the size from which PyTorch gives a convolution to oneDNN.
+@pytest.mark.parametrize(
+    'shape',
+    [(2, 31, 17, 24), (1, 40, 64, 16), (1, 1, 999, 32), (3, 1, 1, 8), (1, 2, 3, 1), (0, 4, 4, 8)],
+)
+@pytest.mark.parametrize('strided', [False, True])
+def test_linear_layer_as_a_convolution(shape, strided):
+    layer = nn.Linear(shape[-1], 37)
+    x = torch.randn(shape, generator=torch.manual_seed(0))
+    if strided:
+        x = x.transpose(1, 2)
+    with torch.no_grad():
+        output = apply_linear(layer, x)
+        truth = layer.double()(x.double())
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(output.double(), truth, rtol=1e-5, atol=1e-6 * shape[-1])
+
+
+def test_gradients_are_those_of_a_linear_layer():
+    layer, x = nn.Linear(24, 37), torch.randn(2, 31, 17, 24)
+    results = []
+    for call in (layer, functools.partial(apply_linear, layer)):
+        layer.zero_grad()
+        call(x).square().sum().backward()
+        results.append([p.grad.clone() for p in layer.parameters()])
+    assert all(map(torch.equal, *results))
+
+
+def test_compilers_see_linear_layers():
+    layer, x = make()
+    with torch.no_grad():
+        graph = torch.export.export(layer, (x,)).graph
+    assert sum(node.target is torch.ops.aten.linear.default for node in graph.nodes) == 3
+    assert sum(node.target is torch.ops.aten.conv2d.default for node in graph.nodes) == 1
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+    assert str(traced.inlined_graph).count('aten::linear') == 3
