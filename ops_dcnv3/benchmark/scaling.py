@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,21 +54,29 @@ def run(
         if pixels <= MAX_CHECKED_PIXELS:
             truths = op.truth(tensors, grad, 4, logits)
             op.check(op.forward_backward(call, tensors, grad, 4, logits), truths, dtype)
-        for threads in (most,) if device == 'cuda' else sorted({1, most}):
-            row: dict[str, Any] = dict(side=side, batch=batch, backend=backend, threads=threads)
-            torch.set_num_threads(threads)
-            try:
-                for key, timed in op.make_calls(call, tensors, grad, 4, logits).items():
-                    ms = measure.median_ms(timed, device, seconds)
+        counts = (most,) if device == 'cuda' else sorted({1, most})
+        group: list[dict[str, Any]] = [
+            dict(side=side, batch=batch, backend=backend, threads=threads) for threads in counts
+        ]
+        try:
+            for key, timed in op.make_calls(call, tensors, grad, 4, logits).items():
+                # In turn, so that what else the machine does falls on all numbers of threads alike.
+                calls = [functools.partial(_call_on, threads, timed) for threads in counts]
+                for row, ms in zip(group, measure.medians_ms(calls, device, seconds), strict=True):
                     row[key] = dict(ms=ms, ns_per_pixel=ms * 1e6 / pixels)
-            finally:
-                torch.set_num_threads(most)
-            rows.append(row)
+        finally:
+            torch.set_num_threads(most)
+        rows += group
     for row in rows:
         single = next(r for r in rows if (r['side'], r['batch']) == (row['side'], row['batch']))
         for key in op.PASSES:
             row[key]['speed_up'] = single[key]['ms'] / row[key]['ms']
     return rows
+
+
+def _call_on(threads: int, call: measure.Call) -> None:
+    torch.set_num_threads(threads)
+    call()
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:
