@@ -57,9 +57,18 @@ def _cpu_can_run(device: torch.device) -> tuple[bool, str]:
     return True, 'compiled C++ kernels'
 
 
+def _no_gpu(device: torch.device) -> str | None:
+    """Say so if ``device`` is a GPU and there is none; else return None."""
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        return f'no GPU found (torch {torch.__version__} sees none)'
+    return None
+
+
 def _cuda_can_run(device: torch.device) -> tuple[bool, str]:
     if device.type not in ('cuda', 'meta'):
         return False, f'it computes CUDA tensors, not {device.type} ones'
+    if missing := _no_gpu(device):
+        return False, missing
     if _CUDA_ERROR:
         return False, (
             f'{_CUDA_ERROR}; install the CUDA toolkit of torch {torch.version.cuda or "with CUDA"} '
@@ -79,6 +88,8 @@ def _triton_can_run(device: torch.device) -> tuple[bool, str]:
         return False, 'it computes CUDA tensors (CPU ones in its interpreter, TRITON_INTERPRET=1)'
     if device.type not in ('cuda', 'cpu', 'meta'):
         return False, f'it computes CUDA tensors, not {device.type} ones'
+    if missing := _no_gpu(device):
+        return False, missing
     if not _TRITON_FOUND:
         return False, 'triton is not installed ("pip install triton", on Linux)'
     if _TRITON_INTERPRETS:

@@ -155,6 +155,23 @@ def test_backends_explain_themselves():
     assert 'argument' in explain_backend(backend='reference')
 
 
+@pytest.mark.parametrize('interprets', [False, True])
+def test_without_a_gpu_no_backend_for_gpus_can_run_there(monkeypatch, interprets):
+    """Even where both are installed; tensors without data, and Triton's interpreter, need none."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(backends, '_CUDA_ERROR', None)
+    monkeypatch.setattr(backends, '_TRITON_FOUND', True)
+    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', interprets)
+    reason = f'no GPU found (torch {torch.__version__} sees none)'
+    for name in ('cuda', 'triton'):
+        assert available_backends('cuda')[name] == (False, reason)
+        assert f'  {name}: cannot run: {reason}' in explain_backend('cuda')
+        with pytest.raises(RuntimeError, match=rf"'{name}' .* cannot run on cuda: no GPU found"):
+            explain_backend('cuda', backend=name)
+        assert available_backends('meta')[name][0]
+    assert available_backends('cpu')['triton'][0] == interprets
+
+
 def test_backend_order_of_precedence(monkeypatch):
     device = torch.device('cpu')
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'reference')

@@ -60,6 +60,7 @@ def test_interpreter_is_not_chosen_by_itself(monkeypatch):
 def test_reasons(monkeypatch):
     monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
     monkeypatch.setattr(backends, '_CUDA_ERROR', 'the CUDA extension is not installed')
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     assert backends._select(torch.device('cuda'), None)[0] == 'triton'
     with pytest.raises(RuntimeError, match="'triton'.*cannot run on cpu: .*TRITON_INTERPRET=1"):
         dcnv3(*(tensor.cpu() for tensor in inputs()), groups=2, backend='triton')
