@@ -41,7 +41,10 @@ def _load_extension(name: str, what: str, compiler: str) -> str | None:
 
 
 _EXTENSION_ERROR = _load_extension('_C', 'compiled extension', 'a C++ compiler')
-_CUDA_ERROR = _load_extension('_C_cuda', 'CUDA extension', 'nvcc or with a torch without CUDA')
+# Autograd of the CUDA kernels is in the other extension.
+_CUDA_ERROR = _EXTENSION_ERROR or _load_extension(
+    '_C_cuda', 'CUDA extension', 'nvcc or with a torch without CUDA'
+)
 _REBUILD = (
     'install a C++17 compiler (g++ or clang++) and run '
     '"pip install --no-build-isolation --force-reinstall --no-deps ." in the source folder of '

@@ -1,11 +1,12 @@
 """The operators of ``torch.library``: ``ops_dcnv3::forward`` and ``backward``, and Triton's.
 
-Schema, fake kernels and autograd are defined here, in Python, so that they exist without the
-compiled extension. The extension adds the CPU kernels when it is imported (``backends.py``).
+Schemas and fake kernels are defined here, in Python. The compiled extension adds the CPU kernels
+and autograd when it is imported (``backends.py``), and the CUDA extension its kernels.
 
-``triton_forward`` and ``triton_backward`` are the same operators computed by Triton. They have
-names of their own, because a name and a device have one kernel for the whole process: with them
-both can be called side by side, and a compiled or exported graph says which one it runs.
+``triton_forward`` and ``triton_backward`` are the same operators computed by Triton, with autograd
+in Python, because they do without the extensions. They have names of their own, because a name and
+a device have one kernel for the whole process: with them both can be called side by side, and a
+compiled or exported graph says which one it runs.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(input, offset, mask)
 
 
+def _triton_differentiate(ctx, grad_output: Tensor):
+    grads = torch.ops.ops_dcnv3.triton_backward(grad_output, *ctx.saved_tensors, *ctx.options)
+    needed = ctx.needs_input_grad[:3]
+    return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(
+        None for _ in ctx.options
+    )
+
+
 def _no_double_backward(ctx, *_grads):
     raise RuntimeError(
         'dcnv3 has no second derivative: its backward cannot be differentiated '
@@ -54,21 +63,14 @@ def _define(forward: str, backward: str) -> None:
     )
     torch.library.register_fake(forward, _forward_fake)
     torch.library.register_fake(backward, _backward_fake)
-    call_backward = getattr(torch.ops.ops_dcnv3, backward.split('::')[1])
-
-    def differentiate(ctx, grad_output: Tensor):
-        grads = call_backward(grad_output, *ctx.saved_tensors, *ctx.options)
-        needed = ctx.needs_input_grad[:3]
-        return *(grad if need else None for grad, need in zip(grads, needed, strict=True)), *(
-            None for _ in ctx.options
-        )
-
-    torch.library.register_autograd(forward, differentiate, setup_context=_setup_context)
-    torch.library.register_autograd(backward, _no_double_backward)
 
 
 _define('ops_dcnv3::forward', 'ops_dcnv3::backward')
 _define('ops_dcnv3::triton_forward', 'ops_dcnv3::triton_backward')
+torch.library.register_autograd(
+    'ops_dcnv3::triton_forward', _triton_differentiate, setup_context=_setup_context
+)
+torch.library.register_autograd('ops_dcnv3::triton_backward', _no_double_backward)
 
 
 # triton is imported by the first call, not with this package: it takes a while.

@@ -137,6 +137,29 @@ def test_forward_mode_is_refused_not_dropped():
         torch.testing.assert_close(call(input, 'cpu'), value)
 
 
+def test_functorch_transforms_are_refused():
+    input, offset, mask = (tensor.detach() for tensor in inputs())
+
+    def total(x, backend):
+        return dcnv3(x, offset, mask, groups=2, backend=backend).sum()
+
+    with pytest.raises(RuntimeError, match='functorch transforms'):
+        torch.func.grad(total)(input, 'cpu')
+    expected = torch.autograd.grad(total(input.requires_grad_(), 'cpu'), input)[0]
+    gradient = torch.func.grad(total)(input.detach(), 'reference')
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_only_needed_gradients_are_returned():
+    for needed in range(3):
+        tensors = [tensor.detach() for tensor in inputs()]
+        tensors[needed].requires_grad_()
+        dcnv3(*tensors, groups=2, backend='cpu').sum().backward()
+        assert [tensor.grad is not None for tensor in tensors] == [i == needed for i in range(3)]
+    with torch.no_grad():
+        assert not dcnv3(*inputs(), groups=2, backend='cpu').requires_grad
+
+
 def test_autocast_mixes_dtypes():
     input, offset, mask = inputs(torch.float32, requires_grad=False)
     with torch.autocast('cpu', torch.bfloat16):
