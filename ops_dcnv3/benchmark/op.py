@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -119,6 +119,8 @@ def forward_backward(
     op: Op, tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool
 ) -> list[Tensor]:
     output = op(*tensors, groups, logits)
+    if not output.requires_grad:
+        raise RuntimeError('its output does not require gradients')
     return [output, *torch.autograd.grad(output, tensors, grad)]
 
 
@@ -153,6 +155,41 @@ def check(results: Sequence[Tensor], truths: Sequence[Tensor], dtype: str) -> fl
     return error
 
 
+def check_calls(
+    calls: Mapping[str, Callable[[], list[Tensor]]],
+    tensors: Sequence[Tensor],
+    grad: Tensor,
+    truths: Sequence[Tensor],
+    dtype: str,
+) -> tuple[float, Exception | None]:
+    """Return the error of an op's results, and what its backward raised, or None.
+
+    Raises:
+        RuntimeError: The error is too large, see :func:`check`, or the op changes its arguments in
+            place. They are put right again, since other ops are timed with them.
+        Exception: Whatever the forward alone raises.
+    """
+    names = ('input', 'offset', 'mask', "the output's gradient")
+    arguments = dict(zip(names, (*tensors, grad), strict=True))
+    copies = {name: tensor.detach().clone() for name, tensor in arguments.items()}
+    failure = None
+    try:
+        results = [calls['forward']()]
+        try:
+            results.append(calls['forward_backward']())
+        except Exception as error:
+            failure = error
+    finally:
+        changed = [name for name, copy in copies.items() if not torch.equal(arguments[name], copy)]
+        with torch.no_grad():
+            for name in changed:
+                arguments[name].copy_(copies[name])
+    if changed:
+        raise RuntimeError(f'it changes {", ".join(changed)} in place; it is not timed')
+    errors = [check(found, truths[: len(found)], dtype) for found in results]
+    return max(errors), failure
+
+
 def moved_bytes(tensors: Sequence[Tensor], grad: Tensor) -> tuple[int, int]:
     """Bytes that a forward, and a forward and a backward, must read or write at the least.
 
@@ -166,12 +203,14 @@ def moved_bytes(tensors: Sequence[Tensor], grad: Tensor) -> tuple[int, int]:
 
 def make_calls(
     op: Op, tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool
-) -> dict[str, Callable[[], object]]:
-    """Return the calls to measure by name."""
+) -> dict[str, Callable[[], list[Tensor]]]:
+    """Return the calls to measure by name; they return output, and output and gradients."""
+    # Some ops refuse tensors that require gradients, whatever the mode.
+    plain = [tensor.detach() for tensor in tensors]
 
-    def forward() -> None:
+    def forward() -> list[Tensor]:
         with torch.no_grad():
-            op(*tensors, groups, logits)
+            return [op(*plain, groups, logits)]
 
     return dict(
         forward=forward,
@@ -197,11 +236,12 @@ def run(
     """Check and time every backend, and third-party ops.
 
     Returns:
-        The floors, ``rows``, one for each shape and op, and ``means`` of the ratios.
+        The floors, ``rows``, one for each shape and op, and ``means`` of the ratios. Where a
+        third-party op has no backward, ``forward_backward`` is None and ``no_backward`` says why.
 
     Raises:
-        RuntimeError: A backend's results are wrong. (A third-party op that is wrong or fails gets a
-            row that says so.)
+        RuntimeError: A backend's results are wrong. (A third-party op that is wrong, changes its
+            arguments or fails in the forward gets a row that says so.)
     """
     ours = {name: backend_op(name) for name, (ok, _) in available_backends(device).items() if ok}
     theirs = {spec: third_party_op(spec) for spec in against}
@@ -218,21 +258,27 @@ def run(
                 shape=shape, op=name, load_bound_ms=bound, bytes=moved_bytes(tensors, grad)
             )
             rows.append(row)
+            calls = make_calls(op, tensors, grad, groups, logits)
             try:
-                results = forward_backward(op, tensors, grad, groups, logits)
-                row['error'] = check(results, truths, dtype)
-                del results
+                row['error'], failure = check_calls(calls, tensors, grad, truths, dtype)
+                if failure and name in ours:
+                    raise failure
             except Exception as error:
                 if name in ours:
                     raise RuntimeError(f'backend {name!r}, {shape}: {error}') from error
                 row['failure'] = measure.first_line(error)
                 continue
-            timed.append((row, make_calls(op, tensors, grad, groups, logits)))
+            if failure:
+                del calls['forward_backward']
+                row.update(forward_backward=None, no_backward=measure.first_line(failure))
+            timed.append((row, calls))
         del truths
     measure.measure_calls(timed, device, seconds)
     for row, calls in timed:
         reference = find(rows, row['shape'], 'reference')
-        for key, moved in zip(calls, row['bytes'], strict=True):
+        for key, moved in zip(PASSES, row['bytes'], strict=True):
+            if key not in calls:
+                continue
             values = row[key]
             values['gb_per_s'] = moved / values['ms'] / 1e6
             values['of_copy_floor'] = values['gb_per_s'] / bandwidth
@@ -250,7 +296,10 @@ def find(rows: Sequence[dict[str, Any]], shape: Shape, op: str) -> dict[str, Any
 
 
 def mean_ratios(rows: Sequence[dict[str, Any]], op: str, other: str) -> dict[str, Any] | None:
-    """Return geometric and smallest ratios of the times of two ops, of shapes where both ran."""
+    """Return geometric and smallest ratios of the times of two ops, of shapes where both ran.
+
+    The ratios of a pass are None if an op lacks it.
+    """
     pairs = [
         (find(rows, shape, op), find(rows, shape, other))
         for shape in dict.fromkeys(row['shape'] for row in rows)
@@ -260,6 +309,9 @@ def mean_ratios(rows: Sequence[dict[str, Any]], op: str, other: str) -> dict[str
         return None
     mean: dict[str, Any] = dict(op=op, over=other, shapes=len(pairs))
     for key in PASSES:
+        if not all(row[key] for pair in pairs for row in pair):
+            mean[key] = None
+            continue
         ratios = [theirs[key]['ms'] / ours[key]['ms'] for ours, theirs in pairs]
         mean[key] = dict(mean=measure.geometric_mean(ratios), smallest=min(ratios))
     return mean
@@ -284,6 +336,9 @@ def report(result: dict[str, Any]) -> None:
                 print(line.format(*start, *[''] * 7).rstrip(), row['failure'])
                 continue
             values = row[key]
+            if values is None:
+                print(line.format(*start, *['-'] * 7), f'no backward: {row["no_backward"]}')
+                continue
             print(
                 line.format(
                     *start,
@@ -300,6 +355,8 @@ def report(result: dict[str, Any]) -> None:
     for mean in result['means']:
         texts = [
             f'{title} {mean[key]["mean"]:.1f}x, {mean[key]["smallest"]:.1f}x'
+            if mean[key]
+            else f'{title} -'
             for key, title in PASSES.items()
         ]
         print(f'{mean["op"]} over {mean["over"]}, {mean["shapes"]} shapes: {"; ".join(texts)}')

@@ -151,6 +151,124 @@ def test_against_one_that_fails_without_a_message():
     assert row['failure'] == 'AssertionError()' and 'forward' not in row
 
 
+class Changes(torch.autograd.Function):
+    """Right, but multiplies one of its arguments by 2 when it is done with it."""
+
+    which = 0
+
+    @staticmethod
+    def forward(ctx, input, offset, mask, group):
+        with torch.enable_grad():
+            leaves = [tensor.detach().clone().requires_grad_() for tensor in (input, offset, mask)]
+            output = dcnv3(*leaves, groups=group, backend='reference')
+        ctx.results = leaves, output
+        if Changes.which < 3:
+            (input, offset, mask)[Changes.which].detach().mul_(2)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        leaves, output = ctx.results
+        gradients = torch.autograd.grad(output, leaves, grad)
+        if Changes.which == 3:
+            grad.mul_(2)
+        return *gradients, None
+
+
+@pytest.mark.parametrize(
+    ('which', 'name'),
+    [(0, 'input'), (1, 'offset'), (2, 'mask'), (3, "the output's gradient")],
+)
+def test_against_one_that_changes_its_arguments(monkeypatch, which, name):
+    """It is refused, and what is checked and timed after it has the arguments of old."""
+    monkeypatch.setattr(Changes, 'which', which)
+    seen = []
+    tensors, grad = op.make_inputs(SMALL, torch.float32, 'cpu')
+    monkeypatch.setattr(op, 'make_inputs', lambda *_: (tensors, grad))
+    before = [tensor.detach().clone() for tensor in (*tensors, grad)]
+    calls = op.make_calls
+
+    def make_calls(*arguments):
+        seen.append([tensor.detach().clone() for tensor in (*arguments[1], arguments[2])])
+        return calls(*arguments)
+
+    monkeypatch.setattr(op, 'make_calls', make_calls)
+    specs = [f'{__name__}:Changes', f'{__name__}:theirs']
+    *_, changes, right = op.run([SMALL], 'float32', 'cpu', 0, against=specs)['rows']
+    assert changes['failure'] == f'it changes {name} in place; it is not timed'
+    assert 'forward' not in changes and right['error'] < 1e-5
+    for tensors_of_op in (*seen, (*tensors, grad)):
+        assert all(map(torch.equal, tensors_of_op, before))
+
+
+def without_grad(input, offset, mask, group):
+    with torch.no_grad():
+        return dcnv3(input, offset, mask, groups=group, backend='reference')
+
+
+def forward_alone(input, offset, mask, group):
+    if input.requires_grad:
+        raise NotImplementedError('no gradients\nat all')
+    return without_grad(input, offset, mask, group)
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, offset, mask, group):
+        return without_grad(input, offset, mask, group)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise NotImplementedError('for inference')
+
+
+def wrong_without_grad(input, offset, mask, group):
+    return without_grad(input, offset, mask, group) * 1.01
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('without_grad', 'its output does not require gradients'),
+        ('forward_alone', 'no gradients'),
+        ('NoBackward', 'for inference'),
+    ],
+)
+def test_against_one_without_a_backward(tmp_path, capsys, name, reason):
+    out, spec = tmp_path / 'out.json', f'{__name__}:{name}'
+    command = ['--shapes', '1,6,7,2,8', '--seconds', '0', '--json', str(out), '--against', spec]
+    main(command)
+    result = json.loads(out.read_text())
+    row, (cpu, mean, _) = result['rows'][-1], result['means']
+    assert row['error'] < 1e-5 and row['forward']['ms'] > 0 and 'failure' not in row
+    assert row['forward_backward'] is None and row['no_backward'] == reason
+    assert cpu['over'] == 'reference' and cpu['forward_backward']['mean'] > 0
+    assert mean['over'] == spec and mean['forward_backward'] is None
+    forward = result['rows'][0]['forward']['ms']
+    assert mean['forward']['mean'] == pytest.approx(row['forward']['ms'] / forward)
+    text = capsys.readouterr().out
+    (line,) = (line for line in text.splitlines() if reason in line)
+    assert line.split()[6:13] == ['-'] * 7 and line.endswith(f'no backward: {reason}')
+    assert f'cpu over {spec}, 1 shapes: forward ' in text and '; forward + backward -\n' in text
+
+
+def test_against_a_wrong_one_without_a_backward():
+    spec = f'{__name__}:wrong_without_grad'
+    row = op.run([SMALL], 'float32', 'cpu', 0, against=[spec])['rows'][-1]
+    assert row['failure'].startswith('wrong: error') and 'forward' not in row
+
+
+def test_a_backend_without_a_backward_is_an_error(monkeypatch):
+    slow = backends.BACKENDS['reference']
+
+    def detached(*args):
+        return slow.call(*args).detach()
+
+    monkeypatch.setitem(backends.BACKENDS, 'cpu', slow._replace(call=detached))
+    with pytest.raises(RuntimeError, match=r"'cpu', .*: its output does not require gradients"):
+        op.run([SMALL], 'float32', 'cpu', 0)
+
+
 @pytest.mark.parametrize('logits', [False, True])
 def test_against_dcnv4(monkeypatch, logits):
     """The adapter, on a stand-in for DCNv4's extension, which takes offsets and mask joined."""
