@@ -17,6 +17,7 @@ from ops_dcnv3.benchmark import measure
 from ops_dcnv3.modules import DCNv3
 
 from .backbones import InternImage
+from .backbones.presets import architecture
 
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 5e-2, 'float16': 1e-2}
 """Largest distance of an output from that on ``reference``, relative to its norm, with which a
@@ -53,12 +54,33 @@ def internimage(arch: str) -> nn.Module:
     return model
 
 
+def check_names(archs: Iterable[str], beside: Iterable[str]) -> None:
+    """Refuse models that cannot be built, before any is.
+
+    Raises:
+        ImportError: mmpretrain is needed for ``beside`` and cannot be imported.
+        ValueError: Unknown name.
+    """
+    for arch in archs:
+        try:
+            architecture(arch)
+        except ValueError as error:
+            raise ValueError(f'--model: {error}') from error
+    for name in beside:
+        try:
+            from mmpretrain.models import ConvNeXt, SwinTransformer
+        except ImportError as error:
+            raise ImportError(f'--beside {name} needs mmpretrain: {error}') from error
+        known = [f'convnext-{arch}' for arch in ConvNeXt.arch_settings]
+        known += [f'swin-{arch}' for arch in SwinTransformer.arch_zoo]
+        if name not in known:
+            raise ValueError(f'--beside must be of {", ".join(known)}, got {name!r}')
+
+
 def theirs(name: str) -> nn.Module:
     """Return ``convnext-ARCH`` or ``swin-ARCH`` of mmpretrain with four outputs, like ours.
 
-    Raises:
-        ImportError: mmpretrain is not installed.
-        ValueError: Another name.
+    :func:`check_names` tells which names there are.
     """
     from mmpretrain.models import ConvNeXt, SwinTransformer
 
@@ -68,10 +90,8 @@ def theirs(name: str) -> nn.Module:
     if family == 'convnext':
         # Else its outputs are means over the pixels.
         return ConvNeXt(gap_before_final_norm=False, **settings)
-    if family == 'swin':
-        # Images below 224 pixels, with maps smaller than its windows, run too.
-        return SwinTransformer(pad_small_map=True, **settings)
-    raise ValueError(f'convnext-ARCH or swin-ARCH expected, got {name!r}')
+    # Images below 224 pixels, with maps smaller than its windows, run too.
+    return SwinTransformer(pad_small_map=True, **settings)
 
 
 def forward(model: nn.Module, image: Tensor) -> tuple[Tensor, ...]:

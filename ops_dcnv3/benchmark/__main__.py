@@ -14,16 +14,23 @@ import torch
 from . import measure, op, scaling
 
 
+def parse_sizes(text: str, expected: str) -> tuple[int, ...]:
+    """Return as many positive integers as ``expected`` names, separated by commas."""
+    try:
+        values = tuple(int(value) for value in text.split(','))
+    except ValueError:
+        values = ()
+    if len(values) != len(expected.split(',')) or min(values) < 1:
+        raise argparse.ArgumentTypeError(f'{expected} expected, all positive integers, got {text}')
+    return values
+
+
 def parse_shape(text: str) -> op.Shape:
-    values = tuple(int(value) for value in text.split(','))
-    if len(values) != 5 or min(values) < 1:
-        raise argparse.ArgumentTypeError(f'a shape is N,H,W,groups,channels per group, got {text}')
-    return values  # type: ignore[return-value]  # the length is checked
+    return parse_sizes(text, 'N,H,W,groups,channels per group')  # type: ignore[return-value]
 
 
 def parse_image(text: str) -> tuple[int, int]:
-    height, width = (int(value) for value in text.split(','))
-    return height, width
+    return parse_sizes(text, 'H,W')  # type: ignore[return-value]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,7 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         '--beside',
         nargs='*',
         metavar='NAME',
-        help='convnext-ARCH and swin-ARCH of mmpretrain, timed with --model (default: tiny, both)',
+        help='convnext-ARCH and swin-ARCH of mmpretrain, timed with --model (default: tiny, both; '
+        'without a name: none)',
     )
     parser.add_argument('--dtype', choices=op.TOLERANCES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
@@ -122,7 +130,6 @@ def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
         parser.error(f'--model takes --dtype {", ".join(models.TOLERANCES)}, got {args.dtype}')
     image = args.image or (800, 1280)
     height, width = image
-    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
     beside = args.beside
     if beside is None:
         beside = models.BESIDE
@@ -131,6 +138,11 @@ def run_models(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dic
         except ImportError as error:
             print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
             beside = ()
+    try:
+        models.check_names(args.model, beside)
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
+    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
     rows = models.run(args.model, beside, image, args.dtype, args.device, args.seconds)
     models.report(rows)
     return dict(image=image, rows=rows)

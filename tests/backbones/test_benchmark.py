@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -113,9 +114,42 @@ def test_each_result_is_held_to_its_own_tolerance():
             check(index, float('nan'))
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ('--model tiny enormous', "--model: unknown arch 'enormous'; known are tiny (t)"),
+        ('--model tiny --beside swin-tiny resnet-50', "swin-large, got 'resnet-50'"),
+        ('--model tiny --beside convnext-enormous', "got 'convnext-enormous'"),
+        ('--model tiny --beside swin', '--beside must be of convnext-atto, '),
+        ('--model tiny --image 64', 'H,W expected, all positive integers, got 64'),
+        ('--model tiny --image 0,64', 'H,W expected, all positive integers, got 0,64'),
+        ('--model tiny --image 64,x', 'H,W expected, all positive integers, got 64,x'),
+        ('--model tiny --image 64,96,3', 'H,W expected, all positive integers, got 64,96,3'),
+    ],
+)
+def test_bad_values(monkeypatch, capsys, arguments, message):
+    """One line, and status 2, before anything is built."""
+    monkeypatch.setattr(models, 'run', None)
+    with pytest.raises(SystemExit, match='2'):
+        main(arguments.split())
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_beside_needs_mmpretrain(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'mmpretrain.models', None)
+    with pytest.raises(SystemExit, match='2'):
+        main(['--model', 'tiny', '--beside', 'swin-tiny'])
+    assert '--beside swin-tiny needs mmpretrain: ' in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_beside_without_a_name_means_none(tmp_path):
+    out = tmp_path / 'out.json'
+    main([*ARGUMENTS, '--beside', '--json', str(out)])
+    rows = json.loads(out.read_text())['rows']
+    assert [row['model'] for row in rows] == ['internimage-tiny'] * 2
+
+
 def test_wrong_arguments(capsys):
-    with pytest.raises(ValueError, match="convnext-ARCH or swin-ARCH expected, got 'resnet-50'"):
-        models.theirs('resnet-50')
     with pytest.raises(SystemExit):
         main([*ARGUMENTS, '--dtype', 'float64'])
     assert '--model takes --dtype float32, bfloat16, float16' in capsys.readouterr().err

@@ -374,10 +374,12 @@ def test_load_bound():
         torch.ops.ops_dcnv3.load_bound(tensors[0], 7)
 
 
-def test_bad_shape(capsys):
+@pytest.mark.parametrize('shape', ['1,2,3', '1,6,7,2,0', '1,6,7,2,x'])
+def test_bad_shape(capsys, shape):
     with pytest.raises(SystemExit):
-        main(['--shapes', '1,2,3'])
-    assert 'N,H,W,groups,channels per group, got 1,2,3' in capsys.readouterr().err
+        main(['--shapes', shape])
+    expected = 'N,H,W,groups,channels per group expected, all positive integers, got '
+    assert expected + shape in capsys.readouterr().err
 
 
 def test_peak_is_none_where_the_kernel_does_not_count_it(monkeypatch):
