@@ -432,4 +432,31 @@ def test_scaling(capsys):
         rows[-1]['forward']['ms'] * 1e6
     )
     scaling.report(rows)
-    assert 'compared with reference up to 16384 output pixels' in capsys.readouterr().out
+    assert 'three parts of those above 16384 output pixels' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('wrong', [None, (0, 0), (0, 31), (1, 18), (2, 0), (2, 31)])
+@pytest.mark.parametrize('result', [0, 1])
+@pytest.mark.parametrize('pixels', [3 * 32 * 32, 32 * 32, 24 * 32])
+def test_scaling_checks_parts_of_large_cases(monkeypatch, pixels, result, wrong):
+    """All of three images, or each of them, or rows at the top, in the middle and at the bottom.
+
+    Right results pass wherever the image was cut.
+    """
+    monkeypatch.setattr(scaling, 'MAX_CHECKED_PIXELS', pixels)
+    tensors, grad = op.make_inputs((3, 32, 32, 4, 16), torch.float32, 'cpu')
+    forward_backward = op.forward_backward
+    call = op.backend_op('cpu')
+
+    def spoiled(call_, *arguments):
+        results = forward_backward(call_, *arguments)
+        if call_ is call and wrong:
+            results[result].detach()[wrong] *= 1.01
+        return results
+
+    monkeypatch.setattr(op, 'forward_backward', spoiled)
+    if wrong in (None, *([(0, 31), (2, 0)] if pixels < 32 * 32 else [])):
+        scaling.check(call, tensors, grad, False, 'float32')
+    else:
+        with pytest.raises(RuntimeError, match='wrong: error'):
+            scaling.check(call, tensors, grad, False, 'float32')
