@@ -94,11 +94,12 @@ def torch_build_ext():
 
     settings = CppExtension('unused', sources=[], py_limited_api=True)
     macros = [('Py_LIMITED_API', '0x030A0000')]
+    # No -std: our sources are C++17, and torch adds the one that its headers need (C++20 by 2.15).
     if sys.platform == 'win32':
-        flags = ['/O2', '/std:c++17', '/fp:precise']
+        flags = ['/O2', '/fp:precise']
     else:
         # Floating-point traps and errno are not used; without them selects vectorise.
-        flags = ['-O3', '-std=c++17', '-fno-math-errno', '-fno-trapping-math', '-g0']
+        flags = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-g0']
         flags += ['-Wall', '-Wextra']
         flags += os.environ.get('OPS_DCNV3_CXXFLAGS', '').split()
         if sys.platform == 'linux':
@@ -157,10 +158,10 @@ def prepare_cuda():
 
     settings = CUDAExtension('unused', sources=[], py_limited_api=True)
     if sys.platform == 'win32':
-        flags = ['/O2', '/std:c++17']
+        flags = ['/O2']
         CUDA_EXTENSION.include_dirs = settings.include_dirs
     else:
-        flags = ['-O3', '-std=c++17', '-g0', '-Wall', '-Wextra']
+        flags = ['-O3', '-g0', '-Wall', '-Wextra']
         flags += [f'-isystem{path}' for path in settings.include_dirs]
     nvcc_flags = ['-O3', '-std=c++17']  # the kernels include headers of CUDA only
     if not os.environ.get('TORCH_CUDA_ARCH_LIST') and torch.cuda.device_count() == 0:
