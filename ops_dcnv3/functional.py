@@ -10,6 +10,10 @@ from .backends import BACKENDS, choose_backend
 from .geometry import num_points, output_size, pair
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Asked once, because torch.compile of torch 2.6 cannot trace the question.
+_AUTOCAST_DEVICES = tuple(
+    kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind)
+)
 
 
 def dcnv3(
@@ -134,7 +138,7 @@ def _refuse_forward_mode(*tensors: Tensor) -> None:
 def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cast offset and mask to the dtype of input where autocast has made them differ."""
     kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind in _AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         return offset.to(input.dtype), mask.to(input.dtype)
     return offset, mask
 
