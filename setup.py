@@ -94,7 +94,7 @@ def torch_build_ext():
 
     settings = CppExtension('unused', sources=[], py_limited_api=True)
     macros = [('Py_LIMITED_API', '0x030A0000')]
-    # No -std: our sources are C++17, and torch adds the one that its headers need (C++20 by 2.15).
+    # No -std: our sources are C++17, and torch adds what its headers need, C++20 in newer releases.
     if sys.platform == 'win32':
         flags = ['/O2', '/fp:precise']
     else:
@@ -182,7 +182,7 @@ class BuildExt(build_ext):
         if not has_compiler():
             warnings.warn(
                 'No C++ compiler found: ops_dcnv3 is installed without its compiled kernels and '
-                'runs on its slow PyTorch backend. Install a C++17 compiler (g++ or clang++) and '
+                'runs on its slow PyTorch backend. Install a C++20 compiler (g++ or clang++) and '
                 'install internimage-mm again to get them.',
                 stacklevel=1,
             )

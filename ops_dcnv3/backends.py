@@ -40,13 +40,20 @@ def _load_extension(name: str, what: str, compiler: str) -> str | None:
     return None
 
 
-_EXTENSION_ERROR = _load_extension('_C', 'compiled extension', 'a C++ compiler')
-# Autograd of the CUDA kernels is in the other extension.
-_CUDA_ERROR = _EXTENSION_ERROR or _load_extension(
-    '_C_cuda', 'CUDA extension', 'nvcc or with a torch without CUDA'
+def _autograd_error() -> str | None:
+    """Return what is wrong if the operator has no derivative: its gradients would be None."""
+    # torch has no public way to ask; an extension of an older source has no autograd.
+    if torch._C._dispatch_has_kernel_for_dispatch_key('ops_dcnv3::forward', 'Autograd'):
+        return None
+    return 'the compiled extension is older than these sources'
+
+
+_EXTENSION_ERROR = (
+    _load_extension('_C', 'compiled extension', 'a C++ compiler') or _autograd_error()
 )
+_CUDA_ERROR = _load_extension('_C_cuda', 'CUDA extension', 'nvcc or with a torch without CUDA')
 _REBUILD = (
-    'install a C++17 compiler (g++ or clang++) and run '
+    'install a C++20 compiler (g++ or clang++) and run '
     '"pip install --no-build-isolation --force-reinstall --no-deps ." in the source folder of '
     'internimage-mm'
 )
@@ -72,6 +79,8 @@ def _cuda_can_run(device: torch.device) -> tuple[bool, str]:
         return False, f'it computes CUDA tensors, not {device.type} ones'
     if missing := _no_gpu(device):
         return False, missing
+    if _EXTENSION_ERROR:  # it has the autograd of these kernels too
+        return False, f'{_EXTENSION_ERROR}; {_REBUILD}'
     if _CUDA_ERROR:
         return False, (
             f'{_CUDA_ERROR}; install the CUDA toolkit of torch {torch.version.cuda or "with CUDA"} '

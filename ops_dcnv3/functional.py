@@ -12,7 +12,9 @@ from .geometry import num_points, output_size, pair
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Asked once, because torch.compile of torch 2.6 cannot trace the question.
 _AUTOCAST_DEVICES = tuple(
-    kind for kind in ('cpu', 'cuda', 'mps', 'xpu') if torch.amp.is_autocast_available(kind)
+    kind
+    for kind in ('cpu', 'cuda', 'mps', 'xpu', 'hpu', 'xla', 'mtia')
+    if torch.amp.is_autocast_available(kind)
 )
 
 

@@ -84,54 +84,82 @@ def build_norm(
 _JOINT_MULTIPLE = 16
 
 
+_HOOKS = [f'{kind}_hooks' for kind in ('_forward_pre', '_forward', '_backward_pre', '_backward')]
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether something is called before or after ``module``, or its ``forward`` was patched."""
-    return bool(
+    # Private names: there is no public way to ask. The second ones are of hooks on all modules.
+    return (
         'forward' in module.__dict__
-        or module._forward_pre_hooks
-        or module._forward_hooks
-        or module._backward_pre_hooks
-        or module._backward_hooks
+        or any(getattr(module, hooks) for hooks in _HOOKS)
+        or any(getattr(nn.modules.module, f'_global{hooks}') for hooks in _HOOKS)
     )
 
 
 def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
 
-    It is not where it was replaced or patched (adapters), has hooks, or quantized or sharded
-    weights.
+    It is not where it was replaced or patched (adapters), has hooks, or quantized, sparse or
+    sharded weights.
     """
     return (
         type(layer) is nn.Linear
         and not has_hooks(layer)
         and layer.bias is not None
+        and layer.weight.layout is torch.strided
         and not hasattr(layer.weight, '__tensor_flatten__')
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``nn.functional.linear(x, weight, bias)`` of a channels-last map ``(N, H, W, C)``.
+def is_cpu_inference(x: Tensor) -> bool:
+    """Whether ``x`` is computed on the CPU, without gradients, compiler or tracer."""
+    return (
+        x.device.type == 'cpu'
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
 
-    Float32 inference on a CPU with MKL runs it as a convolution of 1x1 pixels, because oneDNN does
-    those faster than MKL its matrix products (``docs/op.md``, "The backbone on the CPU"). Not
-    with gradients: oneDNN adds up that of the bias number by number, with 80 times the error.
+
+# Pixels from which a convolution pays: below, laying out its weights takes longer than it saves.
+_CONVOLUTION_PIXELS = 1000
+
+
+def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
+    """Whether ``linear(x, weight, bias)`` of ``(N, H, W, C)`` is faster as a 1x1 convolution.
+
+    It is with oneDNN, which PyTorch takes for those on several threads, where the linear layer
+    would run on MKL: in float32 inference on the CPU. Not with gradients: oneDNN sums that of a
+    bias number by number, with tens of times the error. Measured on AMD Zen 4 (``docs/op.md``).
     """
-    if (
-        torch.is_grad_enabled()
-        or x.dtype != torch.float32
-        or x.device.type != 'cpu'
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available())
-    ):
+    return (
+        is_cpu_inference(x)
+        and x.dtype == weight.dtype == torch.float32
+        and weight.device == x.device
+        and x.shape[0] * x.shape[1] * x.shape[2] >= _CONVOLUTION_PIXELS
+        and not torch.is_autocast_enabled('cpu')
+        and torch.get_num_threads() > 1
+        and torch.get_float32_matmul_precision() == 'highest'
+        and torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``nn.functional.linear`` of a channels-last map ``(N, H, W, C)``, the fastest way."""
+    if not _runs_as_convolution(x, weight):
         return nn.functional.linear(x, weight, bias)
     output = nn.functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return output.permute(0, 2, 3, 1)
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` for ``(N, H, W, C)``; a plain linear layer by :func:`linear`."""
-    return linear(x, layer.weight, layer.bias) if is_plain_linear(layer) else layer(x)
+    """``layer(x)`` for ``(N, H, W, C)``; a plain linear layer as a convolution where that pays."""
+    if is_plain_linear(layer) and _runs_as_convolution(x, layer.weight):
+        return linear(x, layer.weight, layer.bias)
+    return layer(x)
 
 
 class DCNv3(nn.Module):

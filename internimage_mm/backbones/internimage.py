@@ -17,6 +17,7 @@ from ops_dcnv3.modules import (
     build_activation,
     build_norm,
     has_hooks,
+    is_cpu_inference,
     is_plain_linear,
 )
 
@@ -77,17 +78,8 @@ class Downsample(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)))
 
 
-# Bytes of hidden features per thread that stay in its caches. Larger tensors than 32 MiB are mapped
-# anew by glibc each time, and their page faults take longer than a GELU.
-_MLP_PART = 4 * 2**20
-
-
 class MLP(nn.Module):
-    """Two linear layers with an activation between them.
-
-    Inference on the CPU takes large inputs part by part, so that the hidden features, which are
-    larger by ``mlp_ratio``, never exist as a whole.
-    """
+    """Two linear layers with an activation between them."""
 
     def __init__(self, channels: int, hidden: int, act_layer: str, drop_rate: float) -> None:
         super().__init__()
@@ -97,33 +89,14 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self._may_split(x):
-            return self._forward(x)
-        rows = x.reshape(1, 1, -1, x.shape[-1])
-        hidden_bytes = rows.shape[2] * self.fc1.out_features * x.element_size()
-        num_parts = hidden_bytes // (_MLP_PART * torch.get_num_threads())
-        if num_parts < 2:
-            return self._forward(x)
-        parts = [self._forward(part) for part in rows.tensor_split(num_parts, dim=2)]
-        return torch.cat(parts, dim=2).view(x.shape)
-
-    def _may_split(self, x: Tensor) -> bool:
-        """Whether splitting pays, and nobody needs or sees the hidden features as a whole."""
-        return (
-            not torch.compiler.is_compiling()
-            and not torch.jit.is_tracing()
-            and x.device.type == 'cpu'
-            and not torch.is_grad_enabled()
-            and is_plain_linear(self.fc1)
-            and is_plain_linear(self.fc2)
-            and type(self.act) in (nn.GELU, nn.ReLU, nn.SiLU)
-            and not has_hooks(self.act)
-            and not has_hooks(self.drop)
-        )
-
-    def _forward(self, x: Tensor) -> Tensor:
         hidden = self.drop(self.act(apply_linear(self.fc1, x)))
         return self.drop(apply_linear(self.fc2, hidden))
+
+
+# Bytes of hidden features that an MLP computes at once in inference on the CPU, for each thread and
+# in all. Tensors of more than 32 MiB are mapped anew by glibc each time, and their page faults take
+# longer than a GELU.
+_MLP_PART, _LARGEST_MLP_PART = 4 * 2**20, 16 * 2**20
 
 
 class Block(nn.Module):
@@ -192,7 +165,38 @@ class Block(nn.Module):
         after1 = self.res_post_norm1 if self.res_post_norm else None
         after2 = self.res_post_norm2 if self.res_post_norm else None
         x = self._residual(x, self.dcn, self.norm1, after1, self.gamma1)
-        return self._residual(x, self.mlp, self.norm2, after2, self.gamma2)
+        parts = self._mlp_parts(x)
+        results = [self._residual(p, self.mlp, self.norm2, after2, self.gamma2) for p in parts]
+        return results[0] if len(results) == 1 else torch.cat(results, dim=2).view(x.shape)
+
+    def _mlp_parts(self, x: Tensor) -> Sequence[Tensor]:
+        """Split ``x`` into rows of pixels, (1, 1, n, C), if that pays and nobody can see it.
+
+        So the hidden features of the MLP, which are larger by ``mlp_ratio``, never exist as a whole
+        in inference on the CPU.
+        """
+        if not (is_cpu_inference(x) and self._mlp_is_plain()):
+            return (x,)
+        rows = x.reshape(1, 1, -1, x.shape[-1])
+        hidden_bytes = rows.shape[2] * self.mlp.fc1.out_features * x.element_size()
+        part = min(_MLP_PART * torch.get_num_threads(), _LARGEST_MLP_PART)
+        if hidden_bytes < 2 * part:
+            return (x,)
+        return rows.tensor_split(hidden_bytes // part, dim=2)
+
+    def _mlp_is_plain(self) -> bool:
+        """Whether nothing between the residual sums was hooked or replaced."""
+        mlp, branch = self.mlp, [self.mlp, self.norm2, self.drop_path]
+        if self.res_post_norm:
+            branch.append(self.res_post_norm2)
+        return (
+            type(mlp) is MLP
+            and is_plain_linear(mlp.fc1)
+            and is_plain_linear(mlp.fc2)
+            and type(mlp.act) in (nn.GELU, nn.ReLU, nn.SiLU)
+            and all(type(norm) is nn.LayerNorm for layer in branch[1:] for norm in layer.children())
+            and not any(has_hooks(module) for layer in branch for module in layer.modules())
+        )
 
     def _residual(self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None) -> Tensor:
         branch = norm(layer(x)) if self.post_norm else layer(norm(x))

@@ -55,18 +55,20 @@ def run(
         tensors, grad = op.make_inputs(shape, getattr(torch, dtype), device, logits)
         check(call, tensors, grad, logits, dtype)
         counts = (most,) if device == 'cuda' else sorted({1, most})
-        group: list[dict[str, Any]] = [
+        case_rows: list[dict[str, Any]] = [
             dict(side=side, batch=batch, backend=backend, threads=threads) for threads in counts
         ]
         try:
             for key, timed in op.make_calls(call, tensors, grad, 4, logits).items():
                 # In turn, so that what else the machine does falls on all numbers of threads alike.
                 calls = [functools.partial(_call_on, threads, timed) for threads in counts]
-                for row, ms in zip(group, measure.medians_ms(calls, device, seconds), strict=True):
+                for row, ms in zip(
+                    case_rows, measure.medians_ms(calls, device, seconds), strict=True
+                ):
                     row[key] = dict(ms=ms, ns_per_pixel=ms * 1e6 / pixels)
         finally:
             torch.set_num_threads(most)
-        rows += group
+        rows += case_rows
     for row in rows:
         single = next(r for r in rows if (r['side'], r['batch']) == (row['side'], row['batch']))
         for key in op.PASSES:

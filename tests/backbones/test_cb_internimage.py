@@ -69,10 +69,12 @@ def test_scale_of_the_feedback_is_rounded_to_float16():
 
 
 # One of 124416 coordinates is so near to a whole pixel, where the derivative jumps, that rounding
-# puts it on either side; on the wrong one the gradient of the first convolution is 1.2e-4 off, 3.4
-# times the tolerance. The recorded gradients are those of one side: so must ours be in float32, for
-# the image or for one that differs from it by rounding.
+# puts it on either side. Measured with ten nudged images, on one and on two threads: either all
+# gradients are within 5e-6, or most are off, by 1.5e-3 at most, a third of the times. The
+# recorded ones are those of one side: so must ours be in float32, for the image or for one that
+# differs from it by rounding, and otherwise not further off than the other side is.
 NUDGES = 8
+OTHER_SIDE = 2e-3
 
 
 @pytest.mark.parametrize(('dtype', 'with_cp'), [('float64', False), ('float32', True)])
@@ -82,18 +84,23 @@ def test_gradients(dtype, with_cp):
     config = {**file['config'], 'core_op': 'DCNv3', 'with_cp': with_cp}
     model = golden_cb(**config).to(dtype).train()
     image = golden_image('64x96').to(dtype)
-    rng = torch.Generator().manual_seed(0)
-    failures = []
-    for _ in range(NUDGES if dtype == torch.float32 else 1):
-        failures.append(wrong_gradients(model, image, file, stored))
-        if not failures[-1]:
+    norms = file['grad_l2_f32_and_l2_of_difference_to_f64']
+    worst = max(difference / norm for norm, difference in norms.values())
+    if dtype == torch.float64:
+        assert not wrong_gradients(model, image, file, stored, 1.01 * FLOAT32_ROUNDING)
+        return
+    nudged, rng = image, torch.Generator().manual_seed(0)
+    for _ in range(NUDGES):
+        wrong = wrong_gradients(model, nudged, file, stored, FACTOR * worst)
+        if not wrong:
             return
-        eps = torch.finfo(dtype).eps
-        image = image * (1 + eps / 2 * torch.randn(image.shape, generator=rng, dtype=dtype))
-    pytest.fail(f'wrong gradients: {failures}')
+        assert not wrong_gradients(model, nudged, file, stored, OTHER_SIDE)
+        noise = torch.randn(image.shape, generator=rng)
+        nudged = image * (1 + torch.finfo(dtype).eps / 2 * noise)
+    pytest.fail(f'always on the other side: {wrong}')
 
 
-def wrong_gradients(model, image, file, stored):
+def wrong_gradients(model, image, file, stored, tolerance):
     """Names of the parameters, or ``image``, whose gradients are too far from the recorded ones."""
     dtype = image.dtype
     image = image.clone().requires_grad_()
@@ -104,8 +111,6 @@ def wrong_gradients(model, image, file, stored):
     model.zero_grad()
     loss.backward()
     norms = file['grad_l2_f32_and_l2_of_difference_to_f64']
-    worst = max(difference / norm for norm, difference in norms.values())
-    tolerance = 1.01 * FLOAT32_ROUNDING if dtype == torch.float64 else FACTOR * worst
     gradients = {name: p.grad.double().numpy() for name, p in model.named_parameters()}
     assert gradients.keys() == norms.keys()
     gradients['image'] = image.grad.double().numpy()

@@ -7,10 +7,11 @@ import pickle
 import pytest
 import torch
 from backbones.helpers import BACKENDS, golden_backbone, images, tiny, with_golden_weights
+from torch import nn
 
 from internimage_mm import InternImage
 from internimage_mm.backbones import internimage
-from internimage_mm.backbones.internimage import MLP
+from internimage_mm.backbones.internimage import MLP, Block
 from ops_dcnv3 import use_backend
 
 # Every kind of block and norm that the released models have.
@@ -79,13 +80,13 @@ def test_images_of_a_batch_do_not_mix(model):
 def hidden_shapes(monkeypatch):
     """Make inference split every MLP; the shapes of what the MLPs take at once."""
     shapes = []
-    forward = MLP._forward
+    forward = MLP.forward
 
     def record(self, x):
         shapes.append(tuple(x.shape))
         return forward(self, x)
 
-    monkeypatch.setattr(MLP, '_forward', record)
+    monkeypatch.setattr(MLP, 'forward', record)
     monkeypatch.setattr(internimage, '_MLP_PART', 2**10)
     return shapes
 
@@ -104,14 +105,43 @@ def test_inference_takes_the_mlp_in_parts(model, hidden_shapes):
         torch.testing.assert_close(output, truth, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize('name', ['fc1', 'act', 'drop', 'fc2'])
+@pytest.mark.parametrize('name', ['mlp', 'mlp.fc1', 'mlp.act', 'mlp.drop', 'mlp.fc2', 'norm2'])
 def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes, name):
+    seen = []
     for layer in model.modules():
-        if isinstance(layer, MLP):
-            getattr(layer, name).register_forward_hook(lambda *_: None)
+        if isinstance(layer, Block):
+            layer.get_submodule(name).register_forward_hook(lambda *_: seen.append(1))
     with torch.no_grad():
         model(images(2, 3, 65, 47))
     assert [shape[0] for shape in hidden_shapes] == [2] * sum(model.depths)
+    assert len(seen) == sum(model.depths) * (2 if name == 'mlp.drop' else 1)
+
+
+def test_hooks_of_all_modules_see_every_layer(model, hidden_shapes):
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(m))
+    with torch.no_grad():
+        model(images(2, 3, 65, 47))
+    handle.remove()
+    for layer in model.modules():
+        if isinstance(layer, Block):
+            layers = [layer.mlp, layer.mlp.fc1, layer.mlp.fc2, layer.norm2]
+            layers += [layer.dcn.offset, layer.dcn.mask, layer.dcn.input_proj]
+            assert all(sum(m is other for other in seen) == 1 for m in layers)
+
+
+@pytest.mark.parametrize('threads', [1, 4, 64])
+def test_parts_stay_below_the_size_that_is_mapped_anew(threads):
+    block = InternImage(arch='tiny').levels[0].blocks[0].eval()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with torch.no_grad():
+            parts = block._mlp_parts(torch.empty(1, 200, 320, 64))
+    finally:
+        torch.set_num_threads(before)
+    assert sum(part.shape[2] for part in parts) == 64000
+    assert max(part.shape[2] for part in parts) * 256 * 4 < 32 * 2**20
 
 
 def test_channels_last_input(model):

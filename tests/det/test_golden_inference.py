@@ -34,9 +34,11 @@ NOT_COMPARED = {
 
 # Of dino_t. Rounding anywhere, as of the image, moves one of its 900 queries either by 1e-6 or by
 # 2.7e-6, with tolerances made for 100 queries. The official results are on the first side: so must
-# ours be, for the image or for one that differs from it by rounding (4 in 10 of those are).
+# ours be, for the image or for one that differs from it by rounding (4 in 10 of those are). On the
+# other side nothing but this query may be off, and by no more.
 BISTABLE = {'bbox_pred_last', 'reference_points_all'}
 NUDGES = 16
+OTHER_SIDE = 3e-6
 
 
 def tolerance(name, key):
@@ -142,22 +144,25 @@ def test_every_stage(run):
 
 def test_bistable_stages_of_dino_t():
     name = 'dino_t'
+    stored = helpers.arrays(name)
     model = helpers.detector(name)
-    inputs, samples = helpers.preprocess(name, model)
-    rng = torch.Generator().manual_seed(0)
-    failures = []
+    image, samples = helpers.preprocess(name, model)
+    inputs, rng = image, torch.Generator().manual_seed(0)
     for _ in range(NUDGES):
         with torch.no_grad():
             results, _ = run_dino(name, model, inputs, samples)
-        try:
-            for key in sorted(BISTABLE):
-                helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+        right = True
+        for key in sorted(BISTABLE):
+            errors = np.abs(results[key].numpy() - stored[key])
+            assert errors.max() <= OTHER_SIDE, key
+            off = (errors > tolerance(name, key)).reshape(-1, 900, 4).any((0, 2))
+            assert off.sum() <= 1, key
+            right &= not off.any()
+        if right:
             return
-        except AssertionError as error:
-            failures.append(str(error))
-        noise = torch.randn(inputs.shape, generator=rng)
-        inputs = inputs * (1 + torch.finfo(torch.float32).eps / 2 * noise)
-    pytest.fail('\n'.join(failures))
+        noise = torch.randn(image.shape, generator=rng)
+        inputs = image * (1 + torch.finfo(torch.float32).eps / 2 * noise)
+    pytest.fail('always on the other side')
 
 
 def test_every_stage_of_dino_t_in_float64():

@@ -1,5 +1,6 @@
 """How DCNv3 runs its linear layers: two of them as one, in inference as convolutions."""
 
+import contextlib
 import functools
 
 import pytest
@@ -12,14 +13,15 @@ from ops_dcnv3.modules import apply_linear
 
 
 class Recorder(TorchDispatchMode):
-    """Arguments of the op, and the number of linear layers run, by kind of the function."""
+    """Arguments of the op, and how many linear layers and convolutions run."""
 
     def __init__(self):
         super().__init__()
-        self.linear, self.op = 0, None
+        self.linear, self.convolutions, self.op = 0, 0, None
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.linear += function.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.linear)
+        self.convolutions += function.overloadpacket is torch.ops.aten.convolution
         if function.namespace == 'ops_dcnv3':
             self.op = args
         return function(*args, **(kwargs or {}))
@@ -148,26 +150,79 @@ def test_parametrized_weights_and_missing_bias():
     torch.testing.assert_close(layer(x), expected)
 
 
-# The small ones are below the size from which PyTorch gives a convolution to oneDNN.
+@pytest.fixture
+def two_threads():
+    """PyTorch gives these convolutions to oneDNN on more than one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def convolutions(call, *args):
+    """How many convolutions a call runs, and its result."""
+    with Recorder() as recorder:
+        output = call(*args)
+    return recorder.convolutions, output
+
+
+LARGE = (1, 40, 64, 16)  # pixels enough for a convolution to pay
+
+
 @pytest.mark.parametrize(
-    'shape',
-    [(2, 31, 17, 24), (1, 40, 64, 16), (1, 1, 999, 32), (3, 1, 1, 8), (1, 2, 3, 1), (0, 4, 4, 8)],
+    'shape', [LARGE, (2, 31, 17, 24), (1, 1, 1999, 32), (1200, 1, 1, 8), (1, 50, 30, 1)]
 )
 @pytest.mark.parametrize('strided', [False, True])
-def test_linear_layer_as_a_convolution(shape, strided):
+def test_linear_layer_as_a_convolution(shape, strided, two_threads):
     layer = nn.Linear(shape[-1], 37)
     x = torch.randn(shape, generator=torch.manual_seed(0))
     if strided:
         x = x.transpose(1, 2)
     with torch.no_grad():
-        output = apply_linear(layer, x)
+        count, output = convolutions(apply_linear, layer, x)
         truth = layer.double()(x.double())
-    assert output.dtype == torch.float32
+    assert count == 1
+    assert output.dtype == torch.float32 and (strided or output.is_contiguous())
     torch.testing.assert_close(output.double(), truth, rtol=1e-5, atol=1e-6 * shape[-1])
 
 
-def test_gradients_are_those_of_a_linear_layer():
-    layer, x = nn.Linear(24, 37), torch.randn(2, 31, 17, 24)
+@pytest.mark.parametrize(
+    'why', ['gradients', 'float64', 'autocast', 'small', 'empty', 'thread', 'precision', 'onednn']
+)
+def test_linear_layer_as_such(why, two_threads):
+    layer, x = nn.Linear(16, 37), torch.randn(LARGE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(why == 'gradients'))
+        if why == 'float64':
+            layer, x = layer.double(), x.double()
+        elif why == 'autocast':
+            stack.enter_context(torch.autocast('cpu', torch.bfloat16))
+        elif why in ('small', 'empty'):
+            x = x[:, :10] if why == 'small' else x[:0]
+        elif why == 'thread':
+            torch.set_num_threads(1)
+        elif why == 'precision':
+            stack.callback(torch.set_float32_matmul_precision, 'highest')
+            torch.set_float32_matmul_precision('medium')
+        elif why == 'onednn':
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+        count, output = convolutions(apply_linear, layer, x)
+        assert count == 0
+        assert torch.equal(output, layer(x))
+
+
+def test_sparse_weights_and_weights_elsewhere(two_threads):
+    layer, x = nn.Linear(16, 37), torch.randn(LARGE)
+    with torch.no_grad():
+        expected = layer(x)
+        layer.weight = nn.Parameter(layer.weight.to_sparse_csr())
+        torch.testing.assert_close(apply_linear(layer, x), expected)
+        with pytest.raises(RuntimeError):
+            apply_linear(nn.Linear(16, 37, device='meta'), x)
+
+
+def test_gradients_are_those_of_a_linear_layer(two_threads):
+    layer, x = nn.Linear(16, 37), torch.randn(LARGE)
     results = []
     for call in (layer, functools.partial(apply_linear, layer)):
         layer.zero_grad()
