@@ -185,12 +185,13 @@ class Block(nn.Module):
         return rows.tensor_split(hidden_bytes // part, dim=2)
 
     def _mlp_is_plain(self) -> bool:
-        """Whether nothing between the residual sums was hooked or replaced."""
+        """Whether nothing between the residual sums was hooked or replaced, or drops samples."""
         mlp, branch = self.mlp, [self.mlp, self.norm2, self.drop_path]
         if self.res_post_norm:
             branch.append(self.res_post_norm2)
         return (
-            type(mlp) is MLP
+            not self.training
+            and type(mlp) is MLP
             and is_plain_linear(mlp.fc1)
             and is_plain_linear(mlp.fc2)
             and type(mlp.act) in (nn.GELU, nn.ReLU, nn.SiLU)

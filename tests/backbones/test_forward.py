@@ -144,6 +144,13 @@ def test_parts_stay_below_the_size_that_is_mapped_anew(threads):
     assert max(part.shape[2] for part in parts) * 256 * 4 < 32 * 2**20
 
 
+def test_drop_path_without_gradients_drops_whole_samples(hidden_shapes):
+    model = tiny(drop_path_rate=0.5).train()
+    with torch.no_grad():
+        model(images(2, 3, 65, 47))
+    assert [shape[0] for shape in hidden_shapes] == [2] * sum(model.depths)
+
+
 def test_channels_last_input(model):
     x = images(2, 3, 33, 47, dtype=torch.float64)
     with torch.no_grad():
