@@ -147,18 +147,21 @@ def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``nn.functional.linear`` of a channels-last map ``(N, H, W, C)``, the fastest way."""
-    if not _runs_as_convolution(x, weight):
-        return nn.functional.linear(x, weight, bias)
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     output = nn.functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
     return output.permute(0, 2, 3, 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``nn.functional.linear`` of a channels-last map ``(N, H, W, C)``, the fastest way."""
+    run = _convolve if _runs_as_convolution(x, weight) else nn.functional.linear
+    return run(x, weight, bias)
 
 
 def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` for ``(N, H, W, C)``; a plain linear layer as a convolution where that pays."""
     if is_plain_linear(layer) and _runs_as_convolution(x, layer.weight):
-        return linear(x, layer.weight, layer.bias)
+        return _convolve(x, layer.weight, layer.bias)
     return layer(x)
 
 

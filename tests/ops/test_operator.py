@@ -198,6 +198,21 @@ def test_without_a_gpu_no_backend_for_gpus_can_run_there(monkeypatch, interprets
     assert available_backends('cpu')['triton'][0] == interprets
 
 
+def test_an_extension_without_autograd_is_refused():
+    """As built from sources before it had one: gradients would be None without an error."""
+    program = (
+        'import sys, types\n'
+        "sys.modules['ops_dcnv3._C'] = types.ModuleType('ops_dcnv3._C')\n"
+        'from ops_dcnv3 import available_backends, explain_backend\n'
+        "print(available_backends()['cpu'])\n"
+        'print(explain_backend())\n'
+    )
+    command = [sys.executable, '-c', program]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert output.startswith("(False, 'the compiled extension is older than these sources; install")
+    assert "dcnv3 on cpu runs on backend 'reference'" in output
+
+
 def test_backend_order_of_precedence(monkeypatch):
     device = torch.device('cpu')
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'reference')
