@@ -183,6 +183,34 @@ def test_nan_pixel_reaches_only_what_samples_it(backend):
 
 
 @pytest.mark.parametrize('backend', ALL_BACKENDS)
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_point_at_the_border_reads_nothing_further_in(backend, value):
+    """Half a pixel outside each of the sides, only pixels of the outermost line are sampled."""
+    tensors = random_inputs(1, 5, 5, 1, 16, kernel_size=1, padding=0)
+    tensors['input'][0, 1:4, 1:4] = value
+    for (row, column), offset in {
+        (2, 0): (-0.5, 0.25),
+        (0, 2): (0.25, -0.5),
+        (2, 4): (0.5, 0.25),
+        (4, 2): (0.25, 0.5),
+        (0, 0): (-0.5, -0.5),
+        (4, 4): (0.5, 0.5),
+    }.items():
+        tensors['offset'][0, row, column] = torch.tensor(offset)
+        output = run(
+            tensors, dict(groups=1, kernel_size=1, padding=0, backend=backend), torch.float32
+        )['output'][0, row, column]
+        x, y = column + offset[0], row + offset[1]
+        expected = 0
+        for i in range(5):
+            for j in range(5):
+                if (weight := max(0, 1 - abs(x - i)) * max(0, 1 - abs(y - j))) > 0:
+                    expected = expected + weight * tensors['input'][0, j, i]
+        expected = expected * tensors['mask'][0, row, column]
+        assert torch.allclose(output.double(), expected, rtol=1e-6), (row, column)
+
+
+@pytest.mark.parametrize('backend', ALL_BACKENDS)
 def test_boundary_rule_is_strict(backend):
     """A point exactly on -1 or on the far side counts as outside, also for its gradients."""
     for column, position in ((0, -1.0), (0, 3.0)):
@@ -196,12 +224,25 @@ def test_boundary_rule_is_strict(backend):
         assert (result['grad_offset'][0, 1, column] == 0).all()
 
 
-# The backward cuts an image of 96 rows and more into bands; some of these offsets reach beyond the
-# neighbouring one.
+# The backward cuts images into bands; some of these offsets reach beyond the neighbouring one.
 @pytest.mark.parametrize(
     ('shape', 'options'),
-    [((3, 19, 23, 6, 16), {}), ((1, 203, 5, 3, 16), {}), ((2, 211, 7, 3, 4), dict(stride=2))],
-    ids=['low images', 'bands', 'bands of stride 2'],
+    [
+        ((3, 19, 23, 6, 16), {}),
+        ((1, 203, 5, 3, 16), {}),
+        ((2, 211, 7, 3, 4), dict(stride=2)),
+        ((1, 41, 13, 5, 4), {}),
+        ((1, 83, 9, 2, 4), dict(dilation=3, padding=3)),
+        ((1, 41, 9, 8, 4), {}),
+    ],
+    ids=[
+        'low images',
+        'bands',
+        'bands of stride 2',
+        'short bands',
+        'short bands of dilation 3',
+        'divided groups',
+    ],
 )
 def test_deterministic_for_any_number_of_threads(shape, options):
     tensors = random_inputs(*shape, **options)

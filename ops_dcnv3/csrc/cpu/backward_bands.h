@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -9,21 +10,37 @@
 
 namespace dcnv3 {
 
+// Into how many bands an image is cut: one, or a multiple of four, so that 2 and 4 threads have
+// equal shares of those that run together.
+inline int64_t number_of_bands(const Problem& problem) {
+  // Half a band is what its points may reach beyond it, and those that reach further take twice the
+  // time: so much as the kernel itself and offsets of 3 pixels need, or better of 11.
+  const double kernel =
+      std::abs(problem.offset_scale) * (problem.dilation_h * (problem.kernel_h - 1)) / 2;
+  const auto four_bands = [&](int offset) {
+    return 4 * std::max(1.0, std::floor(2 * (kernel + offset) / problem.stride_h));
+  };
+  const double height = problem.out_height;
+  if (height >= four_bands(11)) return int64_t(height / four_bands(11)) * 4;
+  // Else the threads divide the groups. Where those of one are less than several cache lines of
+  // grad_offset and grad_mask, they wait for the lines of others.
+  return problem.groups < 8 && height >= four_bands(3) ? 4 : 1;
+}
+
 // The gradients of a problem, by parallel_for(n, f), which must call f(begin, end) so that [0, n)
 // is covered, on any threads.
 //
-// An image of 4 * least_rows output rows and more is cut into bands of at least that many. Every
-// second one is done first, all at the same time; each may add to the input rows of its own output
-// rows and of half a band on either side, so that no two touch the same row. Then come the others.
+// An image is cut into bands of output rows. Every second one is done first, all at the same time;
+// each may add to the input rows of its own output rows and of half a band on either side, so that
+// no two touch the same row. Then come the others.
 // Points that reach further are left for the end, one group after the other: groups own their
 // channels. So no sum needs an atomic, and its order depends on the shape alone: bands do not
 // depend on the number of threads, and dividing the groups of a band, where bands are too few,
 // changes no sum.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
-              int64_t threads, ParallelFor parallel_for, int64_t least_rows = 24) {
-  // A multiple of four, so that 2 and 4 threads have equal shares of those that run together.
-  const int64_t bands = std::max<int64_t>(1, problem.out_height / (4 * least_rows) * 4);
+              int64_t threads, ParallelFor parallel_for) {
+  const int64_t bands = number_of_bands(problem);
   const auto edge = [&](int64_t b) { return b * problem.out_height / bands; };
   const int64_t together = (bands + 1) / 2;
   int64_t parts = 1;  // of the groups

@@ -4,6 +4,9 @@
 // is the number of points of a group if it is known at compile time, else 0; kInside whether no
 // point is at the border or outside. A function of its own so that the compiler keeps addresses in
 // registers.
+//
+// What a point at the border reads follows no pattern that a processor could predict, so it reads
+// as much as others (AxisWeights), and zeros if it is outside.
 template <int N, int kPoints, bool kInside, typename T, typename S>
 DCNV3_NOINLINE void sample(const Problem& problem, const Points<S>& points, int64_t first,
                            const T* __restrict__ image, T* __restrict__ output) {
@@ -13,7 +16,8 @@ DCNV3_NOINLINE void sample(const Problem& problem, const Points<S>& points, int6
   constexpr int kSums = C::kCount >= 4 ? 1 : (C::kCount == 2 ? 2 : 4);
   const int64_t count = kPoints ? kPoints : problem.points();
   const int64_t channels = problem.channels();
-  const int64_t step[4] = {0, channels, problem.width * channels, (problem.width + 1) * channels};
+  const int64_t row = problem.width * channels;
+  alignas(64) static const T zeros[N] = {};
   for (int64_t g = 0; g < problem.groups; ++g, first += count) {
     const int32_t* __restrict__ pixel = points.pixel + first;
     const S* __restrict__ weight = points.weight + 4 * first;
@@ -24,20 +28,17 @@ DCNV3_NOINLINE void sample(const Problem& problem, const Points<S>& points, int6
       for (int v = 0; v < C::kCount; ++v) sum[c % kSums][v] += factor * value[v];
     };
     for (int64_t p = 0; p < (kPoints ? kPoints : count); ++p) {
-      if (kInside || pixel[p] >= 0) {
-        const T* from = image + pixel[p] * channels;
-        const Splats<Vector, S> splats(weight + 4 * p);
-        add(0, splats.template get<0>(), from);
-        add(1, splats.template get<1>(), from + step[1]);
-        add(2, splats.template get<2>(), from + step[2]);
-        add(3, splats.template get<3>(), from + step[3]);
-      } else if (pixel[p] == kBorder) {
-        for (int c = 0; c < 4; ++c) {
-          const int64_t corner =
-              border_corner(problem, points.left[first + p], points.top[first + p], c);
-          if (corner >= 0) add(c, weight[4 * p + c], image + corner * channels);
-        }
+      const Splats<Vector, S> splats(weight + 4 * p);
+      const T* from = kInside || pixel[p] >= 0 ? image + pixel[p] * channels : zeros;
+      int64_t right = channels, below = row;
+      if (!kInside) {
+        right &= points.right[first + p];
+        below &= points.below[first + p];
       }
+      add(0, splats.template get<0>(), from);
+      add(1, splats.template get<1>(), from + right);
+      add(2, splats.template get<2>(), from + below);
+      add(3, splats.template get<3>(), from + below + right);
     }
     for (int s = 1; s < kSums; ++s) {
       for (int v = 0; v < C::kCount; ++v) sum[0][v] += sum[s][v];

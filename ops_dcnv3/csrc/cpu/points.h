@@ -2,7 +2,7 @@
 //
 // Included by kernels.h, inside its namespace.
 
-constexpr int32_t kBorder = -1;   // some corners are outside the image
+constexpr int32_t kBorder = -1;   // backward: some corners are outside the image
 constexpr int32_t kOutside = -2;  // the point does not count
 
 // Arrays over the points of a tile, each with room for one register more.
@@ -13,10 +13,12 @@ struct Points {
   S* mask;              // after the softmax, if there is one
   S* weight;            // four a point, mask times bilinear weight: top left, top right, bottom ...
   int32_t* pixel;       // index of the top left corner, or kBorder, or kOutside
-  int32_t *left, *top;  // of the points at the border
+  // forward only
+  int32_t *right, *below;  // all bits set if the corners are in two columns, rows; else 0
   // backward only
-  S *x, *y;  // fractions
-  S* dot;    // four a point: output gradient times the corner's values
+  int32_t *left, *top;  // of the points at the border
+  S *x, *y;             // fractions
+  S* dot;               // four a point: output gradient times the corner's values
 
   Points(int64_t size, bool backward) {
     const int64_t room = (size + Pack<S>::kWidth + kAlign - 1) / kAlign * kAlign;
@@ -30,8 +32,8 @@ struct Points {
     take(mask, room);
     take(weight, 4 * room);
     take(pixel, room);
-    take(left, room);
-    take(top, room);
+    take(backward ? left : right, room);
+    take(backward ? top : below, room);
     take(x, backward ? room : 0);
     take(y, backward ? room : 0);
     take(dot, backward ? 4 * room : 0);
@@ -194,6 +196,20 @@ inline bool stays_within(const Problem& problem, const Points<S>& points, int64_
   return true;
 }
 
+// A point's two weights along one axis. `low` and `high` say which of its corners are in the image,
+// one of them at least. If it is one alone, sample() reads it in place of the other too, and each
+// gets half of its weight, which is exact. To read a neighbour with weight zero would not do: it
+// may be infinite.
+template <typename P>
+struct AxisWeights {
+  typename P::Real low, high;
+  AxisWeights(typename P::Real fraction, typename P::Mask low_in, typename P::Mask high_in) {
+    const typename P::Real half = fraction * 0.5f, rest = 1.0f - fraction;
+    low = low_in ? (high_in ? rest : rest * 0.5f) : half;
+    high = high_in ? (low_in ? fraction : half) : rest * 0.5f;
+  }
+};
+
 // Weights and corner indices of `count` points of one output pixel, from its point `first` on, for
 // the points of the tile from `at` on, whose masks are there; with kBackward fractions as well.
 // Returns whether all corners are in the image. Writes up to a register more.
@@ -213,7 +229,8 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
       S(out_x * problem.stride_w - problem.pad_w + problem.dilation_w * (problem.kernel_w - 1) / 2);
   const S center_y =
       S(out_y * problem.stride_h - problem.pad_h + problem.dilation_h * (problem.kernel_h - 1) / 2);
-  const S width = S(problem.width), height = S(problem.height);
+  const bool no_pixels = problem.width == 0 || problem.height == 0;  // then no point counts
+  const S width = S(no_pixels ? -1 : problem.width), height = S(problem.height);
   const int32_t row = int32_t(problem.width);
   const int32_t last_column = row - 1, last_row = int32_t(problem.height) - 1;
   const T* offset = source.offset + pixel * problem.offset_stride + 2 * first;
@@ -235,19 +252,43 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
     // Anything where a point does not count.
     const Real fx = x - floor_x, fy = y - floor_y;
     const Real mask = load_pack(points.mask + at + p);
-    const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
-    P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, points.weight + 4 * (at + p));
+    S* const weight = points.weight + 4 * (at + p);
+    if (kBackward || P::all(inside)) {
+      const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
+      P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, weight);
+    }
     if (kBackward) {
       store_pack(counts ? fx : zero, points.x + at + p);
       store_pack(counts ? fy : zero, points.y + at + p);
-    }
-    const Int otherwise = counts ? no + kBorder : no + kOutside;
-    store_pack(inside ? y0 * row + x0 : otherwise, points.pixel + at + p);
-    if (!P::all(inside)) {
-      store_pack(x0, points.left + at + p);
-      store_pack(y0, points.top + at + p);
-      for (int64_t i = p; i < std::min<int64_t>(p + kWidth, count); ++i) {
-        all_inside &= points.pixel[at + i] >= 0;
+      const Int otherwise = counts ? no + kBorder : no + kOutside;
+      store_pack(inside ? y0 * row + x0 : otherwise, points.pixel + at + p);
+      if (!P::all(inside)) {
+        store_pack(x0, points.left + at + p);
+        store_pack(y0, points.top + at + p);
+        for (int64_t i = p; i < std::min<int64_t>(p + kWidth, count); ++i) {
+          all_inside &= points.pixel[at + i] >= 0;
+        }
+      }
+    } else if (P::all(inside)) {
+      store_pack(y0 * row + x0, points.pixel + at + p);
+      store_pack(no - 1, points.right + at + p);
+      store_pack(no - 1, points.below + at + p);
+    } else {
+      const Mask first_column = x0 >= no, first_row = y0 >= no;
+      // Not NaN where the point does not count.
+      const Real x_part = counts ? fx : zero, y_part = counts ? fy : zero;
+      const Real own_mask = counts ? mask : zero;
+      const AxisWeights<P> along_x(x_part, first_column, in_columns | !first_column);
+      const AxisWeights<P> along_y(y_part, first_row, in_rows | !first_row);
+      const Real top = own_mask * along_y.low, bottom = own_mask * along_y.high;
+      P::store_quads(top * along_x.low, top * along_x.high, bottom * along_x.low,
+                     bottom * along_x.high, weight);
+      const Int column = first_column ? x0 : no, line = first_row ? y0 : no;
+      store_pack(counts ? line * row + column : no + kOutside, points.pixel + at + p);
+      store_pack((in_columns & counts) ? no - 1 : no, points.right + at + p);
+      store_pack((in_rows & counts) ? no - 1 : no, points.below + at + p);
+      for (int64_t i = at + p; i < at + std::min<int64_t>(p + kWidth, count); ++i) {
+        all_inside &= (points.right[i] & points.below[i]) != 0;
       }
     }
   }
