@@ -152,17 +152,44 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return output.permute(0, 2, 3, 1)
 
 
+# An operator that torch.compile calls: nothing public lets oneDNN compute an activation before it
+# writes its results, which is a pass over memory less.
+_convolve_and_activate = getattr(torch.ops.mkldnn, '_convolution_pointwise', None)
+
+
+def _fuses_gelu(act: nn.Module) -> bool:
+    return (
+        type(act) is nn.GELU
+        and act.approximate == 'none'
+        and not has_hooks(act)
+        and _convolve_and_activate is not None
+        # Private as well. Whoever looks at operators, to count FLOPs for example, does not know it.
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``nn.functional.linear`` of a channels-last map ``(N, H, W, C)``, the fastest way."""
     run = _convolve if _runs_as_convolution(x, weight) else nn.functional.linear
     return run(x, weight, bias)
 
 
-def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """``layer(x)`` for ``(N, H, W, C)``; a plain linear layer as a convolution where that pays."""
-    if is_plain_linear(layer) and _runs_as_convolution(x, layer.weight):
-        return _convolve(x, layer.weight, layer.bias)
-    return layer(x)
+def apply_linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
+    """``layer(x)`` for ``(N, H, W, C)``, or ``act(layer(x))``, the fastest way.
+
+    A plain linear layer runs as a convolution where that pays, which computes an exact GELU too.
+    """
+    if not (is_plain_linear(layer) and _runs_as_convolution(x, layer.weight)):
+        output = layer(x)
+    elif act is not None and _fuses_gelu(act):
+        weight, x = layer.weight[:, :, None, None], x.permute(0, 3, 1, 2)
+        output = _convolve_and_activate(
+            x, weight, layer.bias, (0, 0), (1, 1), (1, 1), 1, 'gelu', (), 'none'
+        )
+        return output.permute(0, 2, 3, 1)
+    else:
+        output = _convolve(x, layer.weight, layer.bias)
+    return output if act is None else act(output)
 
 
 class DCNv3(nn.Module):

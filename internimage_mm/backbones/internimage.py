@@ -89,7 +89,7 @@ class MLP(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(self.act(apply_linear(self.fc1, x)))
+        hidden = self.drop(apply_linear(self.fc1, x, self.act))
         return self.drop(apply_linear(self.fc2, hidden))
 
 

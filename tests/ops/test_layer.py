@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from ops_dcnv3 import DCNv3
+from ops_dcnv3 import DCNv3, modules
 from ops_dcnv3.modules import apply_linear
 
 
@@ -184,6 +185,61 @@ def test_linear_layer_as_a_convolution(shape, strided, two_threads):
     assert count == 1
     assert output.dtype == torch.float32 and (strided or output.is_contiguous())
     torch.testing.assert_close(output.double(), truth, rtol=1e-5, atol=1e-6 * shape[-1])
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The activations that oneDNN has computed with a convolution."""
+    activations = []
+    run = modules._convolve_and_activate
+
+    def record(*args):
+        activations.append(args[7])
+        return run(*args)
+
+    monkeypatch.setattr(modules, '_convolve_and_activate', record)
+    return activations
+
+
+@pytest.mark.parametrize('shape', [LARGE, (2, 31, 17, 24), (1200, 1, 1, 8), (1, 50, 30, 1)])
+@pytest.mark.parametrize('strided', [False, True])
+def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
+    layer, gelu = nn.Linear(shape[-1], 37), nn.GELU()
+    x = 5 * torch.randn(shape, generator=torch.manual_seed(0))
+    if strided:
+        x = x.transpose(1, 2)
+    with torch.no_grad():
+        output = apply_linear(layer, x, gelu)
+        separate = gelu(apply_linear(layer, x))
+        truth = gelu(layer.double()(x.double()))
+    assert fused == ['gelu']
+    assert output.dtype == torch.float32 and (strided or output.is_contiguous())
+    error, allowed = ((o.double() - truth).abs().max() for o in (output, separate))
+    assert error < 2 * allowed + 1e-7
+
+
+@pytest.mark.parametrize('why', ['gradients', 'small', 'tanh', 'SiLU', 'hook', 'mode', 'missing'])
+def test_activation_by_itself(why, two_threads, fused, monkeypatch):
+    layer, x, act, seen = nn.Linear(16, 37), torch.randn(LARGE), nn.GELU(), []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(why == 'gradients'))
+        if why == 'small':
+            x = x[:, :10]
+        elif why == 'tanh':
+            act = nn.GELU(approximate='tanh')
+        elif why == 'SiLU':
+            act = nn.SiLU()
+        elif why == 'hook':
+            act.register_forward_hook(lambda *_: seen.append(1))
+        elif why == 'mode':
+            counter = stack.enter_context(FlopCounterMode(display=False))
+        elif why == 'missing':
+            monkeypatch.setattr(modules, '_convolve_and_activate', None)
+        output = apply_linear(layer, x, act)
+    assert not fused and len(seen) == (why == 'hook')
+    if why == 'mode':
+        assert counter.get_total_flops() == 2 * 16 * 37 * LARGE[1] * LARGE[2]
+    torch.testing.assert_close(output, act(layer(x)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
