@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 # An operator that torch.compile calls: nothing public lets oneDNN compute an activation before it
 # writes its results, which is a pass over memory less.
-_convolve_and_activate = getattr(torch.ops.mkldnn, '_convolution_pointwise', None)
+_convolve_and_activate: Any = getattr(torch.ops.mkldnn, '_convolution_pointwise', None)
 
 
 def _fuses_gelu(act: nn.Module) -> bool:

@@ -19,6 +19,9 @@ SIDES = (64, 128, 256, 512, 1024, 2048)
 
 BATCHES = (1, 4, 16)
 
+CALL_SIDE = 4
+"""Side of the image with a single output pixel, whose time is that of the call itself."""
+
 MAX_PIXELS = 2**20
 """Output pixels of the largest case, which takes about 3.5 GiB in float32."""
 
@@ -37,7 +40,8 @@ def run(
     """Time the fastest backend, on one thread and on all that torch now has.
 
     Returns:
-        A row for each image, batch and number of threads, with ns for each output pixel.
+        A row for each image, batch and number of threads, with ns for each output pixel, and ns
+        without the time of the call itself, which the first rows have measured.
 
     Raises:
         RuntimeError: The results are wrong.
@@ -46,7 +50,7 @@ def run(
     call = op.backend_op(backend)
     most = torch.get_num_threads()
     rows = []
-    cases = [(side, batch) for side in sides for batch in batches]
+    cases = [(CALL_SIDE, 1), *((side, batch) for side in sides for batch in batches)]
     for side, batch in cases:
         shape = (batch, side // 4, side // 4, 4, 16)
         pixels = batch * (side // 4) ** 2
@@ -71,8 +75,11 @@ def run(
         rows += case_rows
     for row in rows:
         single = next(r for r in rows if (r['side'], r['batch']) == (row['side'], row['batch']))
+        alone = next(r for r in rows if r['threads'] == row['threads'])
         for key in op.PASSES:
             row[key]['speed_up'] = single[key]['ms'] / row[key]['ms']
+            share = 1 - alone[key]['ms'] / row[key]['ms']
+            row[key]['net_ns_per_pixel'] = row[key]['ns_per_pixel'] * share
     return rows
 
 
@@ -110,27 +117,33 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
         f'backend {rows[0]["backend"]}, square images at stride 4, 4 groups of 16 channels; '
         f'compared with reference, three parts of those above {MAX_CHECKED_PIXELS} output pixels'
     )
-    line = '{:>6} {:>6} {:>8} {:>10} {:>9} {:>9} {:>9}'
+    line = '{:>6} {:>6} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}'
     for key, title in op.PASSES.items():
         print(f'\n{title}')
-        print(line.format('image', 'batch', 'threads', 'ms', 'ns/pixel', '/ least', 'speed-up'))
-        least = {
-            row['threads']: min(
-                r[key]['ns_per_pixel'] for r in rows if r['threads'] == row['threads']
+        print(
+            line.format(
+                *('image', 'batch', 'threads', 'ms', 'ns/pixel', '/ least', 'net', '/ least'),
+                'speed-up',
             )
-            for row in rows
-        }
+        )
         for row in rows:
             values = row[key]
-            over = values['ns_per_pixel'] / least[row['threads']]
+            cells = []
+            for name in ('ns_per_pixel', 'net_ns_per_pixel'):
+                least = min(
+                    r[key][name]
+                    for r in rows
+                    if r['threads'] == row['threads'] and r['side'] != CALL_SIDE
+                )
+                cells += [f'{values[name]:.1f}', f'{values[name] / least:.2f}x']
             print(
                 line.format(
                     row['side'],
                     row['batch'],
                     row['threads'],
                     f'{values["ms"]:.3f}',
-                    f'{values["ns_per_pixel"]:.1f}',
-                    f'{over:.2f}x',
+                    *cells,
                     f'{values["speed_up"]:.2f}x',
                 )
             )
+    print(f'\nnet: without the time of a call on one output pixel, image {CALL_SIDE}')

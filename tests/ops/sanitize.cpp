@@ -209,10 +209,12 @@ Calls<T> cpu_calls(const Kernels<T>& kernels, bool several) {
             const auto parallel_for = [=](int64_t size, const auto& work) {
               in_ranges(size, several, work);
             };
-            if (several) {
-              backward(p, kernels, tensors, between(1, 4), parallel_for, between(1, 2));
+            if (several) {  // bands of so few rows that many points reach beyond
+              const int64_t bands = p.out_height / (4 * between(1, 2)) * 4;
+              backward(p, kernels, tensors, between(1, 4), parallel_for,
+                       std::max<int64_t>(1, bands));
             } else {
-              backward(p, kernels, tensors, 1, parallel_for);
+              backward(p, kernels, tensors, 1, parallel_for, number_of_bands(p));
             }
           }};
 }

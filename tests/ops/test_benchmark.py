@@ -423,7 +423,8 @@ def test_scaling(capsys):
     finally:
         torch.set_num_threads(before)
     cases = [(row['side'], row['batch'], row['threads']) for row in rows]
-    assert cases == [(s, b, t) for s in (64, 128) for b in (1, 4) for t in (1, 2)]
+    images = [(4, 1), (64, 1), (64, 4), (128, 1), (128, 4)]  # the first for the call itself
+    assert cases == [(*image, t) for image in images for t in (1, 2)]
     for single, double in zip(rows[::2], rows[1::2], strict=True):
         assert single['forward']['speed_up'] == 1
         assert double['forward']['speed_up'] == single['forward']['ms'] / double['forward']['ms']
@@ -431,6 +432,10 @@ def test_scaling(capsys):
     assert rows[-1]['forward']['ns_per_pixel'] * pixels == pytest.approx(
         rows[-1]['forward']['ms'] * 1e6
     )
+    for row in rows:
+        call, own = (r['forward_backward']['ms'] for r in (rows[row['threads'] - 1], row))
+        net = row['forward_backward']['net_ns_per_pixel'] * row['batch'] * (row['side'] // 4) ** 2
+        assert net == pytest.approx((own - call) * 1e6, abs=1e-3)
     scaling.report(rows)
     assert 'three parts of those above 16384 output pixels' in capsys.readouterr().out
 

@@ -30,7 +30,7 @@ inline int64_t number_of_bands(const Problem& problem) {
 // The gradients of a problem, by parallel_for(n, f), which must call f(begin, end) so that [0, n)
 // is covered, on any threads.
 //
-// An image is cut into bands of output rows. Every second one is done first, all at the same time;
+// An image is cut into bands of output rows, one or an even number of them. Every second one is done first, all at the same time;
 // each may add to the input rows of its own output rows and of half a band on either side, so that
 // no two touch the same row. Then come the others.
 // Points that reach further are left for the end, one group after the other: groups own their
@@ -39,8 +39,7 @@ inline int64_t number_of_bands(const Problem& problem) {
 // changes no sum.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
-              int64_t threads, ParallelFor parallel_for) {
-  const int64_t bands = number_of_bands(problem);
+              int64_t threads, ParallelFor parallel_for, int64_t bands) {
   const auto edge = [&](int64_t b) { return b * problem.out_height / bands; };
   const int64_t together = (bands + 1) / 2;
   int64_t parts = 1;  // of the groups
