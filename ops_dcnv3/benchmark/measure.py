@@ -59,7 +59,21 @@ def median_ms(call: Call, device: str, seconds: float) -> float:
 
 
 def medians_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
-    """Median time of each call in ms, after one to warm up.
+    """Median time of each call in ms, see :func:`repeated_seconds`."""
+    return [1e3 * statistics.median(times) for times in repeated_seconds(calls, device, seconds)]
+
+
+def least_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float]:
+    """Least time of each call in ms, see :func:`repeated_seconds`.
+
+    What else a machine does only adds to a time, so this is the better number where small
+    differences between calls matter; a median tells more of what a user has to wait for.
+    """
+    return [1e3 * min(times) for times in repeated_seconds(calls, device, seconds)]
+
+
+def repeated_seconds(calls: Sequence[Call], device: str, seconds: float) -> list[list[float]]:
+    """Times of each call, after one to warm up.
 
     Several take turns, so that what else the machine does falls on all alike: one call that does
     not count, which brings memory and caches back, and two that do. At least 3 repetitions, 200 at
@@ -76,7 +90,7 @@ def medians_ms(calls: Sequence[Call], device: str, seconds: float) -> list[float
                 measure(call)
                 taken.append(measure(call))
             taken.append(measure(call))
-    return [statistics.median(taken) * 1e3 for taken in times]
+    return times
 
 
 def _wall_seconds(call: Call) -> float:

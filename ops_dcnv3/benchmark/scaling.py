@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -19,11 +20,14 @@ SIDES = (64, 128, 256, 512, 1024, 2048)
 
 BATCHES = (1, 4, 16)
 
+ROUNDS = 4
+"""How often all cases are timed, so that a slow minute of the machine is not that of one case."""
+
 CALL_SIDE = 4
 """Side of the image with a single output pixel, whose time is that of the call itself."""
 
 MAX_PIXELS = 2**20
-"""Output pixels of the largest case, which takes about 3.5 GiB in float32."""
+"""Output pixels of the largest case; in float32 all cases together take about 6 GiB."""
 
 MAX_CHECKED_PIXELS = 2**14
 """Output pixels that are compared with ``reference`` at once: it needs 40 KiB each."""
@@ -40,8 +44,8 @@ def run(
     """Time the fastest backend, on one thread and on all that torch now has.
 
     Returns:
-        A row for each image, batch and number of threads, with ns for each output pixel, and ns
-        without the time of the call itself, which the first rows have measured.
+        A row for each image, batch and number of threads, with the least time in ms and in ns for
+        each output pixel, and ns without the time of the call itself, which the first rows measure.
 
     Raises:
         RuntimeError: The results are wrong.
@@ -49,9 +53,9 @@ def run(
     backend = next(name for name, (ok, _) in available_backends(device).items() if ok)
     call = op.backend_op(backend)
     most = torch.get_num_threads()
-    rows = []
-    cases = [(CALL_SIDE, 1), *((side, batch) for side in sides for batch in batches)]
-    for side, batch in cases:
+    rows: list[dict[str, Any]] = []
+    timed = []
+    for side, batch in [(CALL_SIDE, 1), *itertools.product(sides, batches)]:
         shape = (batch, side // 4, side // 4, 4, 16)
         pixels = batch * (side // 4) ** 2
         if pixels > MAX_PIXELS:
@@ -62,17 +66,22 @@ def run(
         case_rows: list[dict[str, Any]] = [
             dict(side=side, batch=batch, backend=backend, threads=threads) for threads in counts
         ]
-        try:
-            for key, timed in op.make_calls(call, tensors, grad, 4, logits).items():
-                # In turn, so that what else the machine does falls on all numbers of threads alike.
-                calls = [functools.partial(_call_on, threads, timed) for threads in counts]
-                for row, ms in zip(
-                    case_rows, measure.medians_ms(calls, device, seconds), strict=True
-                ):
-                    row[key] = dict(ms=ms, ns_per_pixel=ms * 1e6 / pixels)
-        finally:
-            torch.set_num_threads(most)
         rows += case_rows
+        for key, passes in op.make_calls(call, tensors, grad, 4, logits).items():
+            for row in case_rows:
+                row[key] = dict(ms=math.inf)
+            timed.append((key, pixels, case_rows, passes))
+    try:
+        for _ in range(ROUNDS):
+            for key, pixels, case_rows, passes in timed:
+                # In turn, so that what else the machine does falls on all numbers of threads alike.
+                calls = [functools.partial(_call_on, row['threads'], passes) for row in case_rows]
+                times = measure.least_ms(calls, device, seconds / ROUNDS)
+                for row, ms in zip(case_rows, times, strict=True):
+                    ms = min(ms, row[key]['ms'])
+                    row[key] = dict(ms=ms, ns_per_pixel=ms * 1e6 / pixels)
+    finally:
+        torch.set_num_threads(most)
     for row in rows:
         single = next(r for r in rows if (r['side'], r['batch']) == (row['side'], row['batch']))
         alone = next(r for r in rows if r['threads'] == row['threads'])
@@ -115,7 +124,8 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
     """Print what :func:`run` has returned."""
     print(
         f'backend {rows[0]["backend"]}, square images at stride 4, 4 groups of 16 channels; '
-        f'compared with reference, three parts of those above {MAX_CHECKED_PIXELS} output pixels'
+        f'compared with reference, three parts of those above {MAX_CHECKED_PIXELS} output pixels; '
+        'least times'
     )
     line = '{:>6} {:>6} {:>8} {:>10} {:>9} {:>9} {:>9} {:>9} {:>9}'
     for key, title in op.PASSES.items():
