@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
   check_grad_output(problem, grad_output, input);
   // Halves are summed in float32.
   const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor grad_input = allocate(input.sizes(), input.options().dtype(sum_type)).zero_();
+  const Tensor grad_input = allocate(input.sizes(), input.options().dtype(sum_type));
   const Tensor grad_offset = allocate(offset.sizes(), offset.options());
   const Tensor grad_mask = allocate(mask.sizes(), mask.options());
   const Tensor offset_data = offset, mask_data = mask;

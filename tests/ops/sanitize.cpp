@@ -206,6 +206,7 @@ Calls<T> cpu_calls(const Kernels<T>& kernels, bool several) {
             });
           },
           [=](const Problem& p, const BackwardTensors<T>& tensors) {
+            std::fill_n(tensors.grad_input, p.batch * p.height * p.width * p.channels(), NAN);
             const auto parallel_for = [=](int64_t size, const auto& work) {
               in_ranges(size, several, work);
             };

@@ -197,8 +197,18 @@ class BackwardTiles {
 template <int kPoints, typename T>
 void backward_band_of(const Problem& problem, const BackwardTensors<T>& tensors, const Band& band,
                       std::vector<int64_t>* far) {
-  BackwardTiles<kPoints, T> tiles(problem, tensors, band.first_group,
-                                  band.last_group - band.first_group);
+  const int64_t groups = band.last_group - band.first_group;
+  if (band.starts) {
+    const int64_t image = band.image * problem.height;
+    const int64_t lowest = std::max<int64_t>(band.lowest, 0);
+    const int64_t highest = std::min(band.highest, problem.height);
+    for (int64_t p = (image + lowest) * problem.width; p < (image + highest) * problem.width; ++p) {
+      auto* const pixel = tensors.grad_input + p * problem.channels();
+      std::fill_n(pixel + band.first_group * problem.group_channels,
+                  groups * problem.group_channels, 0);
+    }
+  }
+  BackwardTiles<kPoints, T> tiles(problem, tensors, band.first_group, groups);
   for (int64_t y = band.first_row; y < band.last_row; ++y) {
     for (int64_t x = 0; x < problem.out_width; x += tiles.size()) {
       tiles.run(band.image, y, x, std::min(tiles.size(), problem.out_width - x), band.lowest,

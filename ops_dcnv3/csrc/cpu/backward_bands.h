@@ -36,7 +36,8 @@ inline int64_t number_of_bands(const Problem& problem) {
 // Points that reach further are left for the end, one group after the other: groups own their
 // channels. So no sum needs an atomic, and its order depends on the shape alone: bands do not
 // depend on the number of threads, and dividing the groups of a band, where bands are too few,
-// changes no sum.
+// changes no sum. The rows of those that come first are all rows, so these set them to zero, shortly
+// before they are needed.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
               int64_t threads, ParallelFor parallel_for, int64_t bands) {
@@ -65,6 +66,7 @@ void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardT
         band.highest = b + 2 >= bands ? problem.height + 1 : middle(b + 1);
         band.first_group = part * problem.groups / parts;
         band.last_group = (part + 1) * problem.groups / parts;
+        band.starts = parity == 0;
         kernels.backward_band(problem, tensors, band,
                               &far[(band.image * bands + b) * parts + part]);
       }

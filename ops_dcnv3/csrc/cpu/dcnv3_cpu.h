@@ -34,8 +34,7 @@ template <typename T>
 using ForwardRows = void (*)(const Problem&, const T* input, const T* offset, const T* mask,
                              T* output, int64_t begin, int64_t end);
 
-// Tensors of the backward. grad_input must start as zeros; grad_offset and grad_mask are
-// contiguous.
+// Tensors of the backward. The gradients may hold anything before; all are contiguous.
 template <typename T>
 struct BackwardTensors {
   const T *grad_output, *input, *offset, *mask;
@@ -48,6 +47,7 @@ struct Band {
   int64_t image, first_row, last_row;  // the last one excluded, here and below
   int64_t lowest, highest;             // -1 and height + 1 where there is no limit
   int64_t first_group, last_group;
+  bool starts;  // the sums: sets its rows and groups of grad_input to zero before it adds to them
 };
 
 // The gradients of a band, but for what is appended to `far`: groups of output pixels, as
