@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from .functional import dcnv3
 
@@ -163,8 +164,10 @@ def _fuses_gelu(act: nn.Module) -> bool:
         and act.approximate == 'none'
         and not has_hooks(act)
         and _convolve_and_activate is not None
-        # Private as well. Whoever looks at operators, to count FLOPs for example, does not know it.
+        # Private as well. Those who look at operators, to count FLOPs for example, do not know this
+        # one, and it would drop the tangents of forward-mode derivatives.
         and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
     )
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--dtype', choices=op.TOLERANCES, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
-    parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each median')
+    parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each call')
     parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
     args = parser.parse_args(argv)
     check_arguments(parser, args)

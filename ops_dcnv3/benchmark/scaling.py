@@ -140,12 +140,16 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
             values = row[key]
             cells = []
             for name in ('ns_per_pixel', 'net_ns_per_pixel'):
-                least = min(
+                # What a case takes longer than a call may be lost in noise.
+                positive = [
                     r[key][name]
                     for r in rows
-                    if r['threads'] == row['threads'] and r['side'] != CALL_SIDE
-                )
-                cells += [f'{values[name]:.1f}', f'{values[name] / least:.2f}x']
+                    if r['threads'] == row['threads']
+                    and r['side'] != CALL_SIDE
+                    and r[key][name] > 0
+                ]
+                ratio = f'{values[name] / min(positive):.2f}x' if positive else '-'
+                cells += [f'{values[name]:.1f}', ratio if values[name] > 0 else '-']
             print(
                 line.format(
                     row['side'],

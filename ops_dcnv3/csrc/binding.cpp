@@ -127,9 +127,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
     const dcnv3::BackwardTensors<T> tensors{
         read<T>(grad_output), read<T>(input),        read<T>(offset_data), read<T>(mask_data),
         write<S>(grad_input), write<T>(grad_offset), write<T>(grad_mask)};
-    dcnv3::backward(problem, dcnv3::kernels<T>(), tensors, at::get_num_threads(),
-                    [](int64_t size, auto work) { at::parallel_for(0, size, 1, work); },
-                    dcnv3::number_of_bands(problem));
+    dcnv3::backward(
+        problem, dcnv3::kernels<T>(), tensors, at::get_num_threads(),
+        [](int64_t size, auto work) { at::parallel_for(0, size, 1, work); },
+        dcnv3::number_of_bands(problem));
   });
   return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
 }

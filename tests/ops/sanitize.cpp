@@ -199,25 +199,24 @@ struct Calls {
 
 template <typename T>
 Calls<T> cpu_calls(const Kernels<T>& kernels, bool several) {
-  return {[=](const Problem& p, Inputs<T>& in, T* output) {
-            in_ranges(p.batch * p.out_height, several, [&](int64_t begin, int64_t end) {
-              kernels.forward(p, in.input.get(), in.offset.get(), in.mask.get(), output, begin,
-                              end);
-            });
-          },
-          [=](const Problem& p, const BackwardTensors<T>& tensors) {
-            std::fill_n(tensors.grad_input, p.batch * p.height * p.width * p.channels(), NAN);
-            const auto parallel_for = [=](int64_t size, const auto& work) {
-              in_ranges(size, several, work);
-            };
-            if (several) {  // bands of so few rows that many points reach beyond
-              const int64_t bands = p.out_height / (4 * between(1, 2)) * 4;
-              backward(p, kernels, tensors, between(1, 4), parallel_for,
-                       std::max<int64_t>(1, bands));
-            } else {
-              backward(p, kernels, tensors, 1, parallel_for, number_of_bands(p));
-            }
-          }};
+  return {
+      [=](const Problem& p, Inputs<T>& in, T* output) {
+        in_ranges(p.batch * p.out_height, several, [&](int64_t begin, int64_t end) {
+          kernels.forward(p, in.input.get(), in.offset.get(), in.mask.get(), output, begin, end);
+        });
+      },
+      [=](const Problem& p, const BackwardTensors<T>& tensors) {
+        std::fill_n(tensors.grad_input, p.batch * p.height * p.width * p.channels(), NAN);
+        const auto parallel_for = [=](int64_t size, const auto& work) {
+          in_ranges(size, several, work);
+        };
+        if (several) {  // bands of so few rows that many points reach beyond
+          const int64_t bands = p.out_height / (4 * between(1, 2)) * 4;
+          backward(p, kernels, tensors, between(1, 4), parallel_for, std::max<int64_t>(1, bands));
+        } else {
+          backward(p, kernels, tensors, 1, parallel_for, number_of_bands(p));
+        }
+      }};
 }
 
 template <typename T>
@@ -325,9 +324,37 @@ void print(int round, const Problem& p) {
 
 }  // namespace
 
+// Half a band is as high as the kernel and offsets need; see number_of_bands.
+void check_bands() {
+  struct Case {
+    int64_t out_height, groups, kernel, dilation, stride;
+    double offset_scale;
+    int64_t bands;
+  };
+  for (const Case& c :
+       {Case{95, 8, 3, 1, 1, 1, 1}, Case{96, 8, 3, 1, 1, 1, 4}, Case{200, 4, 3, 1, 1, 1, 8},
+        Case{31, 4, 3, 1, 1, 1, 1}, Case{32, 4, 3, 1, 1, 1, 4}, Case{32, 8, 3, 1, 1, 1, 1},
+        Case{16, 4, 3, 1, 2, 1, 4}, Case{63, 4, 3, 5, 1, 1, 1}, Case{64, 4, 3, 5, 1, 1, 4},
+        Case{64, 4, 3, 1, 1, -6, 1}, Case{99, 8, 4, 1, 1, 1, 1}, Case{100, 8, 4, 1, 1, 1, 4},
+        Case{1, 1, 1, 1, 1, 0, 1}, Case{200, 4, 3, 1, 1, 1e300, 1}}) {
+    Problem p = {};
+    p.out_height = c.out_height;
+    p.groups = c.groups;
+    p.kernel_h = c.kernel;
+    p.dilation_h = c.dilation;
+    p.stride_h = c.stride;
+    p.offset_scale = c.offset_scale;
+    if (number_of_bands(p) != c.bands) {
+      std::printf("%d bands for %d rows\n", int(number_of_bands(p)), int(c.out_height));
+      ++failures;
+    }
+  }
+}
+
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 40;
   const int first = argc > 2 ? std::atoi(argv[2]) : 0;
+  check_bands();
   for (int round = first; round < first + rounds && failures == 0; ++round) {
     generator.seed(round);
     const Problem p = random_problem(round);

@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -201,6 +202,9 @@ def fused(monkeypatch):
     return activations
 
 
+@pytest.mark.skipif(
+    modules._convolve_and_activate is None, reason='this PyTorch has no such operator'
+)
 @pytest.mark.parametrize('shape', [LARGE, (2, 31, 17, 24), (1200, 1, 1, 8), (1, 50, 30, 1)])
 @pytest.mark.parametrize('strided', [False, True])
 def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
@@ -211,14 +215,21 @@ def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
     with torch.no_grad():
         output = apply_linear(layer, x, gelu)
         separate = gelu(apply_linear(layer, x))
+        bad = x.clone()
+        bad[0, 0, 0], bad[-1, -1, -1] = torch.nan, -torch.inf
+        finite = apply_linear(layer, bad, gelu).isfinite()
+        expected = gelu(apply_linear(layer, bad)).isfinite()
         truth = gelu(layer.double()(x.double()))
-    assert fused == ['gelu']
+    assert fused == ['gelu', 'gelu']
+    assert torch.equal(finite, expected) and not expected.all()
     assert output.dtype == torch.float32 and (strided or output.is_contiguous())
     error, allowed = ((o.double() - truth).abs().max() for o in (output, separate))
     assert error < 2 * allowed + 1e-7
 
 
-@pytest.mark.parametrize('why', ['gradients', 'small', 'tanh', 'SiLU', 'hook', 'mode', 'missing'])
+@pytest.mark.parametrize(
+    'why', ['gradients', 'small', 'tanh', 'SiLU', 'hook', 'mode', 'tangent', 'missing']
+)
 def test_activation_by_itself(why, two_threads, fused, monkeypatch):
     layer, x, act, seen = nn.Linear(16, 37), torch.randn(LARGE), nn.GELU(), []
     with contextlib.ExitStack() as stack:
@@ -235,10 +246,19 @@ def test_activation_by_itself(why, two_threads, fused, monkeypatch):
             counter = stack.enter_context(FlopCounterMode(display=False))
         elif why == 'missing':
             monkeypatch.setattr(modules, '_convolve_and_activate', None)
+        elif why == 'tangent':
+            stack.enter_context(forward_ad.dual_level())
+            x = forward_ad.make_dual(x, torch.ones_like(x))
         output = apply_linear(layer, x, act)
+        tangent = forward_ad.unpack_dual(output).tangent if why == 'tangent' else None
     assert not fused and len(seen) == (why == 'hook')
     if why == 'mode':
         assert counter.get_total_flops() == 2 * 16 * 37 * LARGE[1] * LARGE[2]
+    if why == 'tangent':
+        with torch.enable_grad(), forward_ad.dual_level():
+            truth = act(layer(forward_ad.make_dual(x, torch.ones_like(x))))
+            truth = forward_ad.unpack_dual(truth).tangent
+        torch.testing.assert_close(tangent, truth, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(output, act(layer(x)), rtol=1e-5, atol=1e-5)
 
 

@@ -13,8 +13,8 @@ namespace dcnv3 {
 // Into how many bands an image is cut: one, or a multiple of four, so that 2 and 4 threads have
 // equal shares of those that run together.
 inline int64_t number_of_bands(const Problem& problem) {
-  // Half a band is what its points may reach beyond it, and those that reach further take twice the
-  // time: so much as the kernel itself and offsets of 3 pixels need, or better of 11.
+  // A point may reach half a band beyond its own; those that reach further take twice the time. So
+  // half a band is what the kernel and offsets of 11 pixels need, in lower images offsets of 3.
   const double kernel =
       std::abs(problem.offset_scale) * (problem.dilation_h * (problem.kernel_h - 1)) / 2;
   const auto four_bands = [&](int offset) {
@@ -30,14 +30,14 @@ inline int64_t number_of_bands(const Problem& problem) {
 // The gradients of a problem, by parallel_for(n, f), which must call f(begin, end) so that [0, n)
 // is covered, on any threads.
 //
-// An image is cut into bands of output rows, one or an even number of them. Every second one is done first, all at the same time;
-// each may add to the input rows of its own output rows and of half a band on either side, so that
-// no two touch the same row. Then come the others.
-// Points that reach further are left for the end, one group after the other: groups own their
-// channels. So no sum needs an atomic, and its order depends on the shape alone: bands do not
-// depend on the number of threads, and dividing the groups of a band, where bands are too few,
-// changes no sum. The rows of those that come first are all rows, so these set them to zero, shortly
-// before they are needed.
+// An image is cut into bands of output rows, one or an even number of them. Every second one is
+// done first, all at the same time; each may add to the input rows of its own output rows and of
+// half a band on either side, so that no two touch the same row. Then come the others. Points that
+// reach further are left for the end, one group after the other: groups own their channels. So no
+// sum needs an atomic, and its order depends on the problem alone: bands do not depend on the
+// number of threads, and dividing the groups of a band, where bands are too few, changes no sum.
+// The rows of those that come first are all rows, so these set them to zero, shortly before they
+// are needed.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
               int64_t threads, ParallelFor parallel_for, int64_t bands) {

@@ -34,7 +34,8 @@ template <typename T>
 using ForwardRows = void (*)(const Problem&, const T* input, const T* offset, const T* mask,
                              T* output, int64_t begin, int64_t end);
 
-// Tensors of the backward. The gradients may hold anything before; all are contiguous.
+// Tensors of the backward. grad_input, grad_offset and grad_mask may hold anything before; they,
+// grad_output and input are contiguous.
 template <typename T>
 struct BackwardTensors {
   const T *grad_output, *input, *offset, *mask;

@@ -10,10 +10,10 @@ template <typename S>
 struct Points {
   static constexpr int64_t kAlign = 64;  // bytes: a register does not straddle cache lines
   std::vector<char> memory;
-  S* mask;              // after the softmax, if there is one
-  S* weight;            // four a point, mask times bilinear weight: top left, top right, bottom ...
-  int32_t* pixel;       // index of the top left corner, or kBorder, or kOutside
-  // forward only
+  S* mask;         // after the softmax, if there is one
+  S* weight;       // four a point, mask times bilinear weight: top left, top right, bottom ...
+  int32_t* pixel;  // index of the top left corner, or kBorder, or kOutside
+  // forward only, where `pixel` is the first corner in the image
   int32_t *right, *below;  // all bits set if the corners are in two columns, rows; else 0
   // backward only
   int32_t *left, *top;  // of the points at the border
@@ -196,10 +196,10 @@ inline bool stays_within(const Problem& problem, const Points<S>& points, int64_
   return true;
 }
 
-// A point's two weights along one axis. `low` and `high` say which of its corners are in the image,
-// one of them at least. If it is one alone, sample() reads it in place of the other too, and each
-// gets half of its weight, which is exact. To read a neighbour with weight zero would not do: it
-// may be infinite.
+// A point's two weights along one axis. `low_in` and `high_in` say which of its corners are in the
+// image, one of them at least. If it is one alone, sample() reads it in place of the other too, and
+// each gets half of its weight, which is exact. To read a neighbour with weight zero would not do:
+// it may be infinite.
 template <typename P>
 struct AxisWeights {
   typename P::Real low, high;
