@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -9,7 +10,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ Call = Callable[[], object]
 
 MIB = 2**20
 COPY_BYTES = 256 * MIB  # beyond all caches
-_M_MMAP_THRESHOLD = -3  # of mallopt()
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # of mallopt()
 
 
 def processor() -> str:
@@ -121,13 +122,14 @@ def measure_calls(
 ) -> None:
     """For each row and its named calls, set ``row[name]`` to ``ms`` and ``peak_mib``.
 
-    ``in_turn``: the calls of one name take turns. For long calls; short ones would drive each
-    other's data from the caches.
+    ``in_turn``: the calls of one name take turns, with :func:`freed_memory_kept`. For long calls;
+    short ones would drive each other's data from the caches.
     """
     if in_turn:
         for name in dict.fromkeys(name for _, calls in rows for name in calls):
             named = [(row, calls[name]) for row, calls in rows if name in calls]
-            medians = medians_ms([call for _, call in named], device, seconds)
+            with freed_memory_kept():
+                medians = medians_ms([call for _, call in named], device, seconds)
             for (row, _), ms in zip(named, medians, strict=True):
                 row[name] = dict(ms=ms)
     else:
@@ -139,6 +141,28 @@ def measure_calls(
         for name, call in calls.items():
             peak = peak_bytes(call, device)
             row[name]['peak_mib'] = None if peak is None else peak / MIB
+
+
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Let the C library keep memory that is freed, on Linux with glibc; elsewhere do nothing.
+
+    Otherwise it depends on what other calls have left in its heap whether it returns all memory
+    after each call and asks for new pages in the next one, of which a backbone needs 100000.
+    """
+    try:
+        c_library = ctypes.CDLL('libc.so.6')
+        c_library.mallopt(_M_TRIM_THRESHOLD, -1)
+        c_library.mallopt(_M_MMAP_MAX, 0)
+    except (OSError, AttributeError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        c_library.mallopt(_M_MMAP_MAX, 2**16)  # the defaults of both
+        c_library.mallopt(_M_TRIM_THRESHOLD, 2**17)
+        c_library.malloc_trim(0)
 
 
 def peak_bytes(call: Call, device: str) -> int | None:

@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -380,6 +381,19 @@ def test_bad_shape(capsys, shape):
         main(['--shapes', shape])
     expected = 'N,H,W,groups,channels per group expected, all positive integers, got '
     assert expected + shape in capsys.readouterr().err
+
+
+def test_freed_memory_is_kept():
+    """The second tensor of 64 MiB takes the pages of the first, of which it has 16384."""
+    resource = pytest.importorskip('resource', reason='only Unix counts page faults')
+    if platform.libc_ver()[0] != 'glibc':
+        pytest.skip('of glibc only')
+    with measure.freed_memory_kept():
+        torch.ones(2**24)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert faults < 1000
 
 
 def test_peak_is_none_where_the_kernel_does_not_count_it(monkeypatch):
