@@ -2,7 +2,7 @@
 
 Tolerances are three times what was measured on a CPU with AVX-512 and rounded up to one digit. The
 official code itself moves by as much between two machines (``f32_vs_f64_max_abs`` in the files);
-label maps are the same at every pixel.
+label maps are the same at every pixel but one, where two classes tie in the last bit.
 
 Of every array that the official runs recorded a part is compared, which its name says: of large
 feature maps every third row and column, of the probabilities and logits at image size every fifth
@@ -154,7 +154,14 @@ def test_sliding_window(case, model, loaded, monkeypatch):
     assert_close(sample.seg_logits.data[None], case, 'slide_logits_ori_size', RAW[case])
     expected = outputs(case)['argmax_slide_crop128_stride96']
     assert (expected != outputs(case)['argmax']).any()
-    np.testing.assert_array_equal(sample.pred_sem_seg.data[0], expected)
+    # At pixel (188, 39) of segformer_l_like the logits of two classes differ by 2.4e-7, one bit:
+    # the rounding of the kernels decides which is larger. Labels may differ at one pixel, where the
+    # classes are as close as the official float32 logits are to its float64 ones.
+    labels, expected = sample.pred_sem_seg.data, torch.from_numpy(expected)[None].long()
+    logits = sample.seg_logits.data
+    ahead = (logits.gather(0, labels) - logits.gather(0, expected))[labels != expected]
+    assert len(ahead) <= 1
+    assert (ahead <= 2 * meta(case)['f32_vs_f64_max_abs']['logits_input_size']).all()
 
 
 @torch.no_grad()
