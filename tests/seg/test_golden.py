@@ -154,14 +154,16 @@ def test_sliding_window(case, model, loaded, monkeypatch):
     assert_close(sample.seg_logits.data[None], case, 'slide_logits_ori_size', RAW[case])
     expected = outputs(case)['argmax_slide_crop128_stride96']
     assert (expected != outputs(case)['argmax']).any()
-    # At pixel (188, 39) of segformer_l_like the logits of two classes differ by 2.4e-7, one bit:
-    # the rounding of the kernels decides which is larger. Labels may differ at one pixel, where the
-    # classes are as close as the official float32 logits are to its float64 ones.
-    labels, expected = sample.pred_sem_seg.data, torch.from_numpy(expected)[None].long()
-    logits = sample.seg_logits.data
-    ahead = (logits.gather(0, labels) - logits.gather(0, expected))[labels != expected]
-    assert len(ahead) <= 1
-    assert (ahead <= 2 * meta(case)['f32_vs_f64_max_abs']['logits_input_size']).all()
+    labels = sample.pred_sem_seg.data[0].numpy().copy()
+    if case == 'segformer_l_like':
+        # Here the logits of two classes differ by 2.4e-7, one bit: the rounding of the kernels
+        # decides which is larger. The official float32 logits are 8.6e-6 from its float64 ones.
+        tie, classes = (188, 39), [35, 119]
+        noise = meta(case)['f32_vs_f64_max_abs']['logits_input_size']
+        assert labels[tie] in classes
+        assert np.ptp(sample.seg_logits.data[(classes, *tie)].numpy()) <= 2 * noise
+        labels[tie] = expected[tie]
+    np.testing.assert_array_equal(labels, expected)
 
 
 @torch.no_grad()
