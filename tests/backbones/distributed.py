@@ -1,5 +1,8 @@
 """What one of several processes does; in a file of its own, which spawned processes can import."""
 
+import faulthandler
+from datetime import timedelta
+
 import torch
 from backbones.helpers import images, tiny, with_golden_weights
 from torch import nn
@@ -13,13 +16,25 @@ def gradients(model, outputs):
     return [parameter.grad for parameter in model.parameters()]
 
 
-def train_in_process(rank, store, result):
-    """One of two processes: the gradients of image ``rank`` through DistributedDataParallel."""
+def train_in_process(rank, store, result, seconds):
+    """One of two processes: the gradients of image ``rank`` through DistributedDataParallel.
+
+    After ``seconds`` it writes its stack to stderr and exits with status 1.
+    """
+    faulthandler.dump_traceback_later(seconds, exit=True)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', init_method=store, rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        'gloo',
+        init_method=store,
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=seconds),
+    )
     model = with_golden_weights(tiny(**SMALL)).eval()
     parallel = nn.parallel.DistributedDataParallel(model)
     grads = gradients(model, parallel(images(2, 3, 64, 64)[rank : rank + 1]))
     if rank == 0:
         torch.save(grads, result)
+    # Gloo resets the connection when a process leaves, whatever the other still has to read.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()

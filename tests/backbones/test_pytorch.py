@@ -74,12 +74,12 @@ def test_cuda_autocast(model, dtype):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.timeout(300)
 def test_distributed_data_parallel(model, tmp_path):
     """Two processes with an image each have the mean of the gradients of both images."""
     result = tmp_path / 'gradients.pth'
+    # Daemons, because Python waits for others when it ends, for ever if one of them hangs.
     torch.multiprocessing.spawn(
-        train_in_process, (f'file://{tmp_path}/store', str(result)), nprocs=2
+        train_in_process, (f'file://{tmp_path}/store', str(result), 240), nprocs=2, daemon=True
     )
     x = images(2, 3, 64, 64)
     each = [gradients(model, model(x[i : i + 1])) for i in range(2)]
