@@ -165,24 +165,29 @@ class Block(nn.Module):
         after1 = self.res_post_norm1 if self.res_post_norm else None
         after2 = self.res_post_norm2 if self.res_post_norm else None
         x = self._residual(x, self.dcn, self.norm1, after1, self.gamma1)
-        parts = self._mlp_parts(x)
-        results = [self._residual(p, self.mlp, self.norm2, after2, self.gamma2) for p in parts]
-        return results[0] if len(results) == 1 else torch.cat(results, dim=2).view(x.shape)
+        mlp = (self.mlp, self.norm2, after2, self.gamma2)
+        x, parts = self._mlp_parts(x)
+        if not parts:
+            return self._residual(x, *mlp)
+        for part in parts:
+            self._residual(part, *mlp, in_place=True)  # of x, which nobody else has seen
+        return x
 
-    def _mlp_parts(self, x: Tensor) -> Sequence[Tensor]:
-        """Split ``x`` into rows of pixels, (1, 1, n, C), if that pays and nobody can see it.
+    def _mlp_parts(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return ``x`` and its pixels, cut into (1, 1, n, C), if that pays and nobody can see it.
 
         So the hidden features of the MLP, which are larger by ``mlp_ratio``, never exist as a whole
         in inference on the CPU.
         """
         if not (is_cpu_inference(x) and self._mlp_is_plain()):
-            return (x,)
-        rows = x.reshape(1, 1, -1, x.shape[-1])
+            return x, ()
+        x = x.contiguous()
+        rows = x.view(1, 1, -1, x.shape[-1])
         hidden_bytes = rows.shape[2] * self.mlp.fc1.out_features * x.element_size()
         part = min(_MLP_PART * torch.get_num_threads(), _LARGEST_MLP_PART)
         if hidden_bytes < 2 * part:
-            return (x,)
-        return rows.tensor_split(hidden_bytes // part, dim=2)
+            return x, ()
+        return x, rows.tensor_split(hidden_bytes // part, dim=2)
 
     def _mlp_is_plain(self) -> bool:
         """Whether nothing between the residual sums was hooked or replaced, or drops samples."""
@@ -199,16 +204,30 @@ class Block(nn.Module):
             and not any(has_hooks(module) for layer in branch for module in layer.modules())
         )
 
-    def _residual(self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None) -> Tensor:
+    def _residual(
+        self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None, *, in_place: bool = False
+    ) -> Tensor:
         branch = norm(layer(x)) if self.post_norm else layer(norm(x))
         if norm_after is not None:
             branch = norm_after(branch)
         if gamma is None:
-            return x + self.drop_path(branch)
+            branch = self.drop_path(branch)
+            return x.add_(branch) if in_place else x + branch
         # Drop path has one factor per sample, so it may act on the scale: then scale, drop path and
         # sum are one pass over memory.
         scale = self.drop_path(gamma.expand(x.shape[0], 1, 1, -1))
-        return torch.addcmul(x, branch, scale)
+        return x.addcmul_(branch, scale) if in_place else torch.addcmul(x, branch, scale)
+
+
+def _contiguous_channels_first(x: Tensor) -> Tensor:
+    """Copy (N, H, W, C) to (N, C, H, W)."""
+    if not (is_cpu_inference(x) and x.shape[0]):
+        return x.permute(0, 3, 1, 2).contiguous()
+    # PyTorch copies a transposed matrix in blocks, but one of more dimensions number by number,
+    # which was measured to take three times as long.
+    matrices = [image.flatten(0, 1).t().contiguous() for image in x]
+    maps = matrices[0][None] if len(matrices) == 1 else torch.stack(matrices)
+    return maps.unflatten(-1, x.shape[1:3])
 
 
 class Level(nn.Module):
@@ -419,7 +438,7 @@ class InternImage(BaseModule):
         for i, level in enumerate(self.levels):
             x, feature = level(x)
             if i in self.out_indices:
-                features.append(feature.permute(0, 3, 1, 2).contiguous())
+                features.append(_contiguous_channels_first(feature))
         return tuple(features)
 
     def train(self, mode: bool = True) -> InternImage:

@@ -105,6 +105,16 @@ def test_inference_takes_the_mlp_in_parts(model, hidden_shapes):
         torch.testing.assert_close(output, truth, rtol=0, atol=1e-11)
 
 
+def test_parts_do_not_change_the_input_of_a_block(hidden_shapes):
+    block = tiny(layer_scale=None).levels[0].blocks[0].eval()
+    x = images(2, 17, 12, 16)
+    before = x.clone()
+    with torch.no_grad():
+        block(x)
+    assert len(hidden_shapes) > 1
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize('name', ['mlp', 'mlp.fc1', 'mlp.act', 'mlp.drop', 'mlp.fc2', 'norm2'])
 def test_a_hooked_mlp_is_taken_as_a_whole(model, hidden_shapes, name):
     seen = []
@@ -137,7 +147,7 @@ def test_parts_stay_below_the_size_that_is_mapped_anew(threads):
     try:
         torch.set_num_threads(threads)
         with torch.no_grad():
-            parts = block._mlp_parts(torch.empty(1, 200, 320, 64))
+            _, parts = block._mlp_parts(torch.empty(1, 200, 320, 64))
     finally:
         torch.set_num_threads(before)
     assert sum(part.shape[2] for part in parts) == 64000
