@@ -51,7 +51,7 @@ Problem random_problem(int round) {
     p.batch = round % 7 == 6 ? 0 : between(1, 2);
     p.height = between(0, 7);
     p.width = between(0, 3) ? between(0, 30) : between(31, 90);
-    p.groups = between(1, 3);
+    p.groups = between(0, 7) ? between(1, 3) : between(kGroupsInTurns, kGroupsInTurns + 1);
     p.group_channels = channels < 7 ? kChannels[channels] : between(1, 70);
     p.kernel_h = three ? 3 : between(1, 5);
     p.kernel_w = three ? 3 : between(1, 5);

@@ -383,17 +383,31 @@ def test_bad_shape(capsys, shape):
     assert expected + shape in capsys.readouterr().err
 
 
+FAULTS = """
+import resource, torch
+from ops_dcnv3.benchmark import measure
+with measure.freed_memory_kept():
+    for _ in range(16):
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
 def test_freed_memory_is_kept():
-    """The second tensor of 64 MiB takes the pages of the first, of which it has 16384."""
-    resource = pytest.importorskip('resource', reason='only Unix counts page faults')
+    """A tensor of 64 MiB takes the pages of those before it, of which it has 16384.
+
+    Of the first eight or so each may get a new place, until glibc has joined the small pieces that
+    it cuts off for alignment.
+    """
+    pytest.importorskip('resource', reason='only Unix counts page faults')
     if platform.libc_ver()[0] != 'glibc':
         pytest.skip('of glibc only')
-    with measure.freed_memory_kept():
-        torch.ones(2**24)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(2**24)
-        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    assert faults < 1000
+    # In a process of its own, too: a heap with holes may have another place for the second.
+    command = [sys.executable, '-c', FAULTS]
+    faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 1000
 
 
 def test_peak_is_none_where_the_kernel_does_not_count_it(monkeypatch):

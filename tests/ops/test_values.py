@@ -234,6 +234,7 @@ def test_boundary_rule_is_strict(backend):
         ((1, 41, 13, 5, 4), {}),
         ((1, 83, 9, 2, 4), dict(dilation=3, padding=3)),
         ((1, 41, 9, 8, 4), {}),
+        ((2, 17, 9, 11, 4), {}),
     ],
     ids=[
         'low images',
@@ -241,7 +242,8 @@ def test_boundary_rule_is_strict(backend):
         'bands of stride 2',
         'short bands',
         'short bands of dilation 3',
-        'divided groups',
+        'groups in two turns',
+        'an odd number of groups in two turns',
     ],
 )
 def test_deterministic_for_any_number_of_threads(shape, options):

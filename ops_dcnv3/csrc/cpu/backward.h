@@ -1,7 +1,8 @@
 // The backward kernel. Included by kernels.h, inside its namespace.
 
 // N channels of `groups` groups at one output pixel: add to grad_input, and to points.dot the
-// product of the output gradient with each corner's values. kPoints and kInside as in sample.
+// product of the output gradient with what is read for each corner. kPoints and kInside as in
+// sample(); a point outside reads zeros as there, and what it would add goes nowhere.
 template <int N, int kPoints, bool kInside, typename T, typename S>
 DCNV3_NOINLINE void scatter(const Problem& problem, const Points<S>& points, int64_t first,
                             int64_t groups, const T* __restrict__ grad_output,
@@ -10,7 +11,9 @@ DCNV3_NOINLINE void scatter(const Problem& problem, const Points<S>& points, int
   using Vector = typename L::Vector;
   const int64_t count = kPoints ? kPoints : problem.points();
   const int64_t channels = problem.channels(), group_channels = problem.group_channels;
-  const int64_t step[4] = {0, channels, problem.width * channels, (problem.width + 1) * channels};
+  const int64_t row = problem.width * channels;
+  alignas(64) static const T zeros[N] = {};
+  alignas(64) S nowhere[N] = {};
   for (int64_t g = 0; g < groups; ++g, first += count) {
     const int32_t* __restrict__ pixel = points.pixel + first;
     const S* __restrict__ weight = points.weight + 4 * first;
@@ -19,33 +22,31 @@ DCNV3_NOINLINE void scatter(const Problem& problem, const Points<S>& points, int
     for (int v = 0; v < L::kCount; ++v) {
       grad[v] = load_vector<Vector>(grad_output + v * L::kWidth, static_cast<S*>(nullptr));
     }
-    const auto corner = [&](auto factor, int64_t at) {
+    const auto corner = [&](auto factor, const T* from, S* to) {
       Vector product = {};
-      for (int v = 0; v < L::kCount; ++v) {
-        const int64_t from = at + v * L::kWidth;
-        product += grad[v] * load_vector<Vector>(image + from, static_cast<S*>(nullptr));
-        Vector sum = load_vector<Vector>(grad_image + from, static_cast<S*>(nullptr));
+      for (int v = 0; v < L::kCount; ++v, from += L::kWidth, to += L::kWidth) {
+        product += grad[v] * load_vector<Vector>(from, static_cast<S*>(nullptr));
+        Vector sum = load_vector<Vector>(to, static_cast<S*>(nullptr));
         sum += factor * grad[v];
-        std::memcpy(grad_image + from, &sum, sizeof sum);
+        std::memcpy(to, &sum, sizeof sum);
       }
       return product;
     };
     for (int64_t p = 0; p < (kPoints ? kPoints : count); ++p) {
-      Vector products[4] = {};
-      if (kInside || pixel[p] >= 0) {
-        const int64_t at = pixel[p] * channels;
-        const Splats<Vector, S> splats(weight + 4 * p);
-        products[0] = corner(splats.template get<0>(), at);
-        products[1] = corner(splats.template get<1>(), at + step[1]);
-        products[2] = corner(splats.template get<2>(), at + step[2]);
-        products[3] = corner(splats.template get<3>(), at + step[3]);
-      } else if (pixel[p] == kBorder) {
-        for (int c = 0; c < 4; ++c) {
-          const int64_t at =
-              border_corner(problem, points.left[first + p], points.top[first + p], c);
-          if (at >= 0) products[c] = corner(weight[4 * p + c], at * channels);
-        }
+      const bool counts = kInside || pixel[p] >= 0;
+      const T* from = counts ? image + pixel[p] * channels : zeros;
+      S* to = counts ? grad_image + pixel[p] * channels : nowhere;
+      int64_t right = channels, below = row;
+      if (!kInside) {
+        right &= -(points.columns[first + p] == kBoth);
+        below &= -(points.rows[first + p] == kBoth);
       }
+      const Splats<Vector, S> splats(weight + 4 * p);
+      Vector products[4];
+      products[0] = corner(splats.template get<0>(), from, to);
+      products[1] = corner(splats.template get<1>(), from + right, to + right);
+      products[2] = corner(splats.template get<2>(), from + below, to + below);
+      products[3] = corner(splats.template get<3>(), from + below + right, to + below + right);
       add_sums<S, L::kWidth>(products, dot + 4 * p);
     }
     grad_output += group_channels;
@@ -60,17 +61,29 @@ inline void point_gradients(const Problem& problem, int64_t runs, int64_t num_po
                             const Points<S>& points, S* mask_sums, T* pairs, T* masks) {
   using P = Pack<S>;
   using Real = typename P::Real;
+  using Int = typename P::Int;
+  using Mask = typename P::Mask;
+  const Real zero = {};
   const S scale = S(problem.offset_scale);
   const int64_t count = runs * num_points;
   for (int64_t p = 0; p < count; p += P::kWidth) {
     const Real fx = load_pack(points.x + p), fy = load_pack(points.y + p);
+    Int pixel, columns, rows;
+    std::memcpy(&pixel, points.pixel + p, sizeof pixel);
+    std::memcpy(&columns, points.columns + p, sizeof columns);
+    std::memcpy(&rows, points.rows + p, sizeof rows);
+    // What was read in place of corners outside the image is none of theirs.
+    const Mask counts = pixel != kOutside;
+    const Mask first_column = counts & (columns != kSecond), second_column = columns != kFirst;
+    const Mask first_row = rows != kSecond, second_row = rows != kFirst;
     Real d0, d1, d2, d3;
     P::load_quads(points.dot + 4 * p, &d0, &d1, &d2, &d3);
+    d0 = (first_column & first_row) ? d0 : zero;
+    d1 = (second_column & first_row) ? d1 : zero;
+    d2 = (first_column & second_row) ? d2 : zero;
+    d3 = (second_column & second_row) ? d3 : zero;
     const Real top = d1 - d0, bottom = d3 - d2, left = d2 - d0, right = d3 - d1;
-    // A point that does not count has no dots, but its mask may be NaN.
-    typename P::Int pixel;
-    std::memcpy(&pixel, points.pixel + p, sizeof pixel);
-    const Real factor = pixel != kOutside ? scale * load_pack(points.mask + p) : Real{};
+    const Real factor = counts ? scale * load_pack(points.mask + p) : zero;
     const Real upper = d0 + fx * top, lower = d2 + fx * bottom;
     store_pack(upper + fy * (lower - upper), mask_sums + p);
     P::store_pairs(factor * (top + fy * (bottom - top)), factor * (left + fx * (right - left)),
@@ -131,7 +144,7 @@ class BackwardTiles {
       inside_[q] = locate<true>(problem_, grid_, source_, first + q, out_y, x0 + q,
                                 first_group_ * num_points_, per_pixel_, points_, q * per_pixel_);
     }
-    // One look at all of them suffices, as a rule. Points at the border have negative indices.
+    // One look at all of them suffices, as a rule. Points that do not count have negative indices.
     int32_t least = points_.pixel[0], most = least;
     for (int64_t p = 0; p < pixels * per_pixel_; ++p) {
       least = std::min(least, points_.pixel[p]);
@@ -209,7 +222,9 @@ void backward_band_of(const Problem& problem, const BackwardTensors<T>& tensors,
     }
   }
   BackwardTiles<kPoints, T> tiles(problem, tensors, band.first_group, groups);
-  for (int64_t y = band.first_row; y < band.last_row; ++y) {
+  for (int64_t row = 0; row < band.last_row - band.first_row; ++row) {
+    int64_t y = band.start_row + row;
+    if (y >= band.last_row) y -= band.last_row - band.first_row;
     for (int64_t x = 0; x < problem.out_width; x += tiles.size()) {
       tiles.run(band.image, y, x, std::min(tiles.size(), problem.out_width - x), band.lowest,
                 band.highest, far);

@@ -10,6 +10,9 @@
 
 namespace dcnv3 {
 
+// Groups from which on those of an image that is one band are taken in two turns, see backward().
+constexpr int64_t kGroupsInTurns = 8;
+
 // Into how many bands an image is cut: one, or a multiple of four, so that 2 and 4 threads have
 // equal shares of those that run together.
 inline int64_t number_of_bands(const Problem& problem) {
@@ -24,7 +27,7 @@ inline int64_t number_of_bands(const Problem& problem) {
   if (height >= four_bands(11)) return int64_t(height / four_bands(11)) * 4;
   // Else the threads divide the groups. Where those of one are less than several cache lines of
   // grad_offset and grad_mask, they wait for the lines of others.
-  return problem.groups < 8 && height >= four_bands(3) ? 4 : 1;
+  return problem.groups < kGroupsInTurns && height >= four_bands(3) ? 4 : 1;
 }
 
 // The gradients of a problem, by parallel_for(n, f), which must call f(begin, end) so that [0, n)
@@ -36,15 +39,20 @@ inline int64_t number_of_bands(const Problem& problem) {
 // reach further are left for the end, one group after the other: groups own their channels. So no
 // sum needs an atomic, and its order depends on the problem alone: bands do not depend on the
 // number of threads, and dividing the groups of a band, where bands are too few, changes no sum.
-// The rows of those that come first are all rows, so these set them to zero, shortly before they
-// are needed.
+// Where an image is one band, the second half of its groups begins with the middle row: threads
+// that write at the same time to different groups of one pixel wait for one another, because
+// processors fetch pairs and runs of cache lines. The rows of those that come first are all rows,
+// so these set them to zero, shortly before they are needed.
 template <typename T, typename ParallelFor>
 void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardTensors<T>& tensors,
               int64_t threads, ParallelFor parallel_for, int64_t bands) {
   const auto edge = [&](int64_t b) { return b * problem.out_height / bands; };
   const int64_t together = (bands + 1) / 2;
-  int64_t parts = 1;  // of the groups
-  while (parts < problem.groups && problem.batch * together * parts % threads) ++parts;
+  const int64_t turns = bands == 1 && problem.groups >= kGroupsInTurns ? 2 : 1;
+  int64_t parts = turns;  // of the groups
+  while (parts + turns <= problem.groups && problem.batch * together * parts % threads) {
+    parts += turns;
+  }
 
   // The input row under the centre of the middle output row of a band.
   const auto middle = [&](int64_t b) {
@@ -66,6 +74,8 @@ void backward(const Problem& problem, const Kernels<T>& kernels, const BackwardT
         band.highest = b + 2 >= bands ? problem.height + 1 : middle(b + 1);
         band.first_group = part * problem.groups / parts;
         band.last_group = (part + 1) * problem.groups / parts;
+        const int64_t rows = band.last_row - band.first_row, turn = part * turns / parts;
+        band.start_row = band.first_row + turn * rows / turns;
         band.starts = parity == 0;
         kernels.backward_band(problem, tensors, band,
                               &far[(band.image * bands + b) * parts + part]);

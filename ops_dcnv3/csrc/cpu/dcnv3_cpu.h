@@ -46,6 +46,7 @@ struct BackwardTensors {
 // Groups of some output rows of one image, and the rows of the image that they may add to.
 struct Band {
   int64_t image, first_row, last_row;  // the last one excluded, here and below
+  int64_t start_row;                   // comes first; after the last row, those before it
   int64_t lowest, highest;             // -1 and height + 1 where there is no limit
   int64_t first_group, last_group;
   bool starts;  // the sums: sets its rows and groups of grad_input to zero before it adds to them

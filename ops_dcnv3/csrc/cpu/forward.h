@@ -32,8 +32,8 @@ DCNV3_NOINLINE void sample(const Problem& problem, const Points<S>& points, int6
       const T* from = kInside || pixel[p] >= 0 ? image + pixel[p] * channels : zeros;
       int64_t right = channels, below = row;
       if (!kInside) {
-        right &= points.right[first + p];
-        below &= points.below[first + p];
+        right &= points.columns[first + p];
+        below &= points.rows[first + p];
       }
       add(0, splats.template get<0>(), from);
       add(1, splats.template get<1>(), from + right);

@@ -2,8 +2,10 @@
 //
 // Included by kernels.h, inside its namespace.
 
-constexpr int32_t kBorder = -1;   // backward: some corners are outside the image
-constexpr int32_t kOutside = -2;  // the point does not count
+constexpr int32_t kOutside = -1;  // the point does not count
+
+// Which of a point's two columns, or rows, are in the image.
+constexpr int32_t kBoth = -1, kFirst = 0, kSecond = 1;
 
 // Arrays over the points of a tile, each with room for one register more.
 template <typename S>
@@ -12,13 +14,12 @@ struct Points {
   std::vector<char> memory;
   S* mask;         // after the softmax, if there is one
   S* weight;       // four a point, mask times bilinear weight: top left, top right, bottom ...
-  int32_t* pixel;  // index of the top left corner, or kBorder, or kOutside
-  // forward only, where `pixel` is the first corner in the image
-  int32_t *right, *below;  // all bits set if the corners are in two columns, rows; else 0
+  int32_t* pixel;  // index of the first corner in the image, or kOutside
+  // kBoth, or kFirst, in the backward kSecond; kFirst for a point that does not count
+  int32_t *columns, *rows;
   // backward only
-  int32_t *left, *top;  // of the points at the border
-  S *x, *y;             // fractions
-  S* dot;               // four a point: output gradient times the corner's values
+  S *x, *y;  // fractions
+  S* dot;    // four a point: output gradient times what was read for the corner
 
   Points(int64_t size, bool backward) {
     const int64_t room = (size + Pack<S>::kWidth + kAlign - 1) / kAlign * kAlign;
@@ -32,8 +33,8 @@ struct Points {
     take(mask, room);
     take(weight, 4 * room);
     take(pixel, room);
-    take(backward ? left : right, room);
-    take(backward ? top : below, room);
+    take(columns, room);
+    take(rows, room);
     take(x, backward ? room : 0);
     take(y, backward ? room : 0);
     take(dot, backward ? 4 * room : 0);
@@ -181,25 +182,22 @@ inline void softmax_backward(const S* mask, S* gradient, int64_t runs, int64_t p
   }
 }
 
-// Whether no point touches image rows outside [lowest, highest).
+// Whether no point touches image rows outside [lowest, highest), as if each had two.
 template <typename S>
 inline bool stays_within(const Problem& problem, const Points<S>& points, int64_t first,
                          int64_t count, int64_t lowest, int64_t highest) {
   for (int64_t p = first; p < first + count; ++p) {
     const int64_t pixel = points.pixel[p];
-    if (pixel == kBorder) {
-      if (points.top[p] < lowest || points.top[p] + 1 >= highest) return false;
-    } else if (pixel != kOutside) {
-      if (pixel < lowest * problem.width || pixel >= (highest - 1) * problem.width) return false;
-    }
+    if (pixel == kOutside) continue;
+    if (pixel < lowest * problem.width || pixel >= (highest - 1) * problem.width) return false;
   }
   return true;
 }
 
 // A point's two weights along one axis. `low_in` and `high_in` say which of its corners are in the
-// image, one of them at least. If it is one alone, sample() reads it in place of the other too, and
-// each gets half of its weight, which is exact. To read a neighbour with weight zero would not do:
-// it may be infinite.
+// image, one of them at least. If it is one alone, the kernels take it in place of the other too,
+// and each gets half of its weight, which is exact. To take a neighbour with weight zero would not
+// do: it may be infinite.
 template <typename P>
 struct AxisWeights {
   typename P::Real low, high;
@@ -253,26 +251,16 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
     const Real fx = x - floor_x, fy = y - floor_y;
     const Real mask = load_pack(points.mask + at + p);
     S* const weight = points.weight + 4 * (at + p);
-    if (kBackward || P::all(inside)) {
-      const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
-      P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, weight);
-    }
     if (kBackward) {
       store_pack(counts ? fx : zero, points.x + at + p);
       store_pack(counts ? fy : zero, points.y + at + p);
-      const Int otherwise = counts ? no + kBorder : no + kOutside;
-      store_pack(inside ? y0 * row + x0 : otherwise, points.pixel + at + p);
-      if (!P::all(inside)) {
-        store_pack(x0, points.left + at + p);
-        store_pack(y0, points.top + at + p);
-        for (int64_t i = p; i < std::min<int64_t>(p + kWidth, count); ++i) {
-          all_inside &= points.pixel[at + i] >= 0;
-        }
-      }
-    } else if (P::all(inside)) {
+    }
+    if (P::all(inside)) {
+      const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
+      P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, weight);
       store_pack(y0 * row + x0, points.pixel + at + p);
-      store_pack(no - 1, points.right + at + p);
-      store_pack(no - 1, points.below + at + p);
+      store_pack(no + kBoth, points.columns + at + p);
+      store_pack(no + kBoth, points.rows + at + p);
     } else {
       const Mask first_column = x0 >= no, first_row = y0 >= no;
       // Not NaN where the point does not count.
@@ -285,21 +273,20 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
                      bottom * along_x.high, weight);
       const Int column = first_column ? x0 : no, line = first_row ? y0 : no;
       store_pack(counts ? line * row + column : no + kOutside, points.pixel + at + p);
-      store_pack((in_columns & counts) ? no - 1 : no, points.right + at + p);
-      store_pack((in_rows & counts) ? no - 1 : no, points.below + at + p);
+      Int columns = (in_columns & counts) ? no + kBoth : no + kFirst;
+      Int rows = (in_rows & counts) ? no + kBoth : no + kFirst;
+      if (kBackward) {
+        columns = first_column ? columns : no + kSecond;
+        rows = first_row ? rows : no + kSecond;
+      }
+      store_pack(columns, points.columns + at + p);
+      store_pack(rows, points.rows + at + p);
       for (int64_t i = at + p; i < at + std::min<int64_t>(p + kWidth, count); ++i) {
-        all_inside &= (points.right[i] & points.below[i]) != 0;
+        all_inside &= (points.columns[i] & points.rows[i]) < 0;
       }
     }
   }
   return all_inside;
-}
-
-// Index of corner c of a border point, or -1 if it is outside the image.
-inline int64_t border_corner(const Problem& problem, int32_t left, int32_t top, int c) {
-  const int64_t x = int64_t(left) + (c & 1), y = int64_t(top) + (c >> 1);
-  const bool inside = x >= 0 && x < problem.width && y >= 0 && y < problem.height;
-  return inside ? y * problem.width + x : -1;
 }
 
 // Output pixels next to one another that make a tile, so that its points stay in the first-level
