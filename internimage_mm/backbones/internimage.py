@@ -219,15 +219,20 @@ class Block(nn.Module):
         return x.addcmul_(branch, scale) if in_place else torch.addcmul(x, branch, scale)
 
 
+# PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions number
+# by number, on all threads, of which two take three times as long as the one.
+_MATRIX_THREADS = 4
+
+
 def _contiguous_channels_first(x: Tensor) -> Tensor:
     """Copy (N, H, W, C) to (N, C, H, W)."""
-    if not (is_cpu_inference(x) and x.shape[0]):
+    if not is_cpu_inference(x) or torch.get_num_threads() > _MATRIX_THREADS:
         return x.permute(0, 3, 1, 2).contiguous()
-    # PyTorch copies a transposed matrix in blocks, but one of more dimensions number by number,
-    # which was measured to take three times as long.
-    matrices = [image.flatten(0, 1).t().contiguous() for image in x]
-    maps = matrices[0][None] if len(matrices) == 1 else torch.stack(matrices)
-    return maps.unflatten(-1, x.shape[1:3])
+    batch, height, width, channels = x.shape
+    output = x.new_empty(batch, channels, height * width)
+    for matrix, image in zip(output, x, strict=True):
+        matrix.copy_(image.flatten(0, 1).t())
+    return output.view(batch, channels, height, width)
 
 
 class Level(nn.Module):

@@ -211,6 +211,52 @@ def test_point_at_the_border_reads_nothing_further_in(backend, value):
 
 
 @pytest.mark.parametrize('backend', ALL_BACKENDS)
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_gradients_at_the_border_know_nothing_further_in(backend, value):
+    """Those of points half a pixel outside are as if all pixels further in were zero."""
+    tensors = random_inputs(1, 5, 5, 1, 16, kernel_size=1, padding=0)
+    places = {
+        (2, 0): (-0.5, 0.25),
+        (0, 2): (0.25, -0.5),
+        (2, 4): (0.5, 0.25),
+        (4, 2): (0.25, 0.5),
+        (0, 0): (-0.5, -0.5),
+        (4, 4): (0.5, 0.5),
+    }
+    for place, offset in places.items():
+        tensors['offset'][0][place] = torch.tensor(offset)
+    options = dict(groups=1, kernel_size=1, padding=0, backend=backend)
+    inner = (0, slice(1, 4), slice(1, 4))
+    results = []
+    for inside in (0, value):
+        tensors['input'][inner] = inside
+        results.append(run(tensors, options, torch.float32))
+    expected, result = results
+    assert relative_error(result['grad_input'], expected['grad_input']) < TOLERANCES[torch.float32]
+    for place in places:
+        for name in ('grad_offset', 'grad_mask'):
+            assert torch.equal(result[name][0][place], expected[name][0][place]), (name, place)
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_a_gradient_goes_nowhere_from_points_outside(value, dtype):
+    """Nor does the mask: 0 times infinity would be NaN."""
+    tensors = random_inputs(1, 5, 6, 2, 16)
+    tensors['offset'][0, 2, 3] = 1e6
+    options = dict(groups=2, backend='cpu')
+    results = []
+    for gradient, mask in ((0.0, 0.0), (value, value)):
+        tensors['grad_output'][0, 2, 3] = gradient
+        tensors['mask'][0, 2, 3] = mask
+        results.append(run(tensors, options, dtype))
+    for name in NAMES:
+        assert torch.equal(results[0][name], results[1][name]), name
+    assert (results[1]['grad_offset'][0, 2, 3] == 0).all()
+    assert (results[1]['grad_mask'][0, 2, 3] == 0).all()
+
+
+@pytest.mark.parametrize('backend', ALL_BACKENDS)
 def test_boundary_rule_is_strict(backend):
     """A point exactly on -1 or on the far side counts as outside, also for its gradients."""
     for column, position in ((0, -1.0), (0, 3.0)):

@@ -292,7 +292,7 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
 // Output pixels next to one another that make a tile, so that its points stay in the first-level
 // cache.
 inline int64_t tile_pixels(int64_t points_per_pixel) {
-  return std::max<int64_t>(1, 256 / points_per_pixel);
+  return std::max<int64_t>(1, 96 / points_per_pixel);
 }
 
 // Ask for memory to be in the second-level cache soon. Into the first one, it would drive out more
