@@ -35,6 +35,6 @@ def train_in_process(rank, store, result, seconds):
     grads = gradients(model, parallel(images(2, 3, 64, 64)[rank : rank + 1]))
     if rank == 0:
         torch.save(grads, result)
-    # Gloo resets the connection when a process leaves, whatever the other still has to read.
+    # Neither leaves while the other may still be reading from it.
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

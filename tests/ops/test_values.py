@@ -182,20 +182,24 @@ def test_nan_pixel_reaches_only_what_samples_it(backend):
     assert not touched[2:].any() and not touched[:, 2:].any()
 
 
+# Output pixels (row, column) of a 5x5 image, and offsets (x, y) to half a pixel outside.
+HALF_OUTSIDE = {
+    (2, 0): (-0.5, 0.25),
+    (0, 2): (0.25, -0.5),
+    (2, 4): (0.5, 0.25),
+    (4, 2): (0.25, 0.5),
+    (0, 0): (-0.5, -0.5),
+    (4, 4): (0.5, 0.5),
+}
+
+
 @pytest.mark.parametrize('backend', ALL_BACKENDS)
 @pytest.mark.parametrize('value', [torch.nan, torch.inf])
 def test_point_at_the_border_reads_nothing_further_in(backend, value):
     """Half a pixel outside each of the sides, only pixels of the outermost line are sampled."""
     tensors = random_inputs(1, 5, 5, 1, 16, kernel_size=1, padding=0)
     tensors['input'][0, 1:4, 1:4] = value
-    for (row, column), offset in {
-        (2, 0): (-0.5, 0.25),
-        (0, 2): (0.25, -0.5),
-        (2, 4): (0.5, 0.25),
-        (4, 2): (0.25, 0.5),
-        (0, 0): (-0.5, -0.5),
-        (4, 4): (0.5, 0.5),
-    }.items():
+    for (row, column), offset in HALF_OUTSIDE.items():
         tensors['offset'][0, row, column] = torch.tensor(offset)
         output = run(
             tensors, dict(groups=1, kernel_size=1, padding=0, backend=backend), torch.float32
@@ -215,15 +219,7 @@ def test_point_at_the_border_reads_nothing_further_in(backend, value):
 def test_gradients_at_the_border_know_nothing_further_in(backend, value):
     """Those of points half a pixel outside are as if all pixels further in were zero."""
     tensors = random_inputs(1, 5, 5, 1, 16, kernel_size=1, padding=0)
-    places = {
-        (2, 0): (-0.5, 0.25),
-        (0, 2): (0.25, -0.5),
-        (2, 4): (0.5, 0.25),
-        (4, 2): (0.25, 0.5),
-        (0, 0): (-0.5, -0.5),
-        (4, 4): (0.5, 0.5),
-    }
-    for place, offset in places.items():
+    for place, offset in HALF_OUTSIDE.items():
         tensors['offset'][0][place] = torch.tensor(offset)
     options = dict(groups=1, kernel_size=1, padding=0, backend=backend)
     inner = (0, slice(1, 4), slice(1, 4))
@@ -233,7 +229,7 @@ def test_gradients_at_the_border_know_nothing_further_in(backend, value):
         results.append(run(tensors, options, torch.float32))
     expected, result = results
     assert relative_error(result['grad_input'], expected['grad_input']) < TOLERANCES[torch.float32]
-    for place in places:
+    for place in HALF_OUTSIDE:
         for name in ('grad_offset', 'grad_mask'):
             assert torch.equal(result[name][0][place], expected[name][0][place]), (name, place)
 
