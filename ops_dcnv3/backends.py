@@ -114,9 +114,9 @@ def _reference_can_run(device: torch.device) -> tuple[bool, str]:
 
 
 BACKENDS: dict[str, Backend] = {
-    'cpu': Backend(_cpu_can_run, torch.ops.ops_dcnv3.forward),
-    'cuda': Backend(_cuda_can_run, torch.ops.ops_dcnv3.forward),
-    'triton': Backend(_triton_can_run, torch.ops.ops_dcnv3.triton_forward),
+    'cpu': Backend(_cpu_can_run, torch.ops.ops_dcnv3.forward.default),
+    'cuda': Backend(_cuda_can_run, torch.ops.ops_dcnv3.forward.default),
+    'triton': Backend(_triton_can_run, torch.ops.ops_dcnv3.triton_forward.default),
     'reference': Backend(_reference_can_run, dcnv3_reference),
 }
 """All backends, fastest first."""
@@ -166,14 +166,14 @@ def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bo
 def explain_backend(device: torch.device | str = 'cpu', backend: str | None = None) -> str:
     """Say which backend :func:`dcnv3` takes on ``device``, and what keeps the others from it."""
     device = torch.device(device)
-    name, source = _select(device, backend)
+    name, source = select_backend(device, backend)
     lines = [f'dcnv3 on {device} runs on backend {name!r} ({source})']
     for other, (ok, reason) in available_backends(device).items():
         lines.append(f'  {other}: {"can run" if ok else "cannot run"}: {reason}')
     return '\n'.join(lines)
 
 
-def _select(device: torch.device, backend: str | None) -> tuple[str, str]:
+def select_backend(device: torch.device, backend: str | None) -> tuple[str, str]:
     """Return the backend to run and what decided it."""
     for name, source in (
         (backend, 'argument backend='),
@@ -194,6 +194,7 @@ def _select(device: torch.device, backend: str | None) -> tuple[str, str]:
     raise AssertionError('the reference backend runs everywhere')
 
 
+_CPU = torch.device('cpu')
 _warned = False
 
 
@@ -205,7 +206,10 @@ def choose_backend(device: torch.device, backend: str | None) -> Backend:
         RuntimeError: The backend asked for cannot run on ``device``.
     """
     global _warned
-    name, source = _select(device, backend)
+    # The usual case, without the time of all questions.
+    if backend is _context is _ENVIRONMENT is _EXTENSION_ERROR is None and device == _CPU:
+        return BACKENDS['cpu']
+    name, source = select_backend(device, backend)
     if name == 'reference' and source == 'the fastest that can run' and not _warned:
         _warned = True
         warnings.warn(

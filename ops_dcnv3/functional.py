@@ -80,12 +80,7 @@ def dcnv3(
     # Not math.isfinite, which torch.compile cannot trace with dynamic shapes.
     if not isinstance(offset_scale, (int, float)) or not abs(offset_scale) < float('inf'):
         raise ValueError(f'offset_scale must be a finite number, got {offset_scale!r}')
-    for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')
-    offset, mask = _promote_under_autocast(input, offset, mask)
-    _check_tensors(input, offset, mask)
-
+    offset, mask = _check_tensors(input, offset, mask)
     batch, height, width, channels = input.shape
     if not isinstance(groups, int) or isinstance(groups, bool):
         raise TypeError(f'groups must be an int, got {groups!r}')
@@ -102,7 +97,7 @@ def dcnv3(
         raise ValueError(f'remove_center leaves no point of kernel_size {kernel_size!r}')
     for name, tensor, size in (('offset', offset, 2), ('mask', mask, 1)):
         expected = (batch, out_h, out_w, groups * points * size)
-        if tuple(tensor.shape) != expected:
+        if tensor.shape != expected:
             raise ValueError(
                 f'{name} must have shape {expected} (N, Ho, Wo, groups * K{" * 2" * (size - 1)}) '
                 f'for K = {points} points and {groups} groups, got {tuple(tensor.shape)}'
@@ -114,10 +109,7 @@ def dcnv3(
         input,
         offset,
         mask,
-        kernel,
-        steps,
-        pads,
-        dilations,
+        (*kernel, *steps, *pads, *dilations),
         groups,
         float(offset_scale),
         bool(remove_center),
@@ -137,29 +129,27 @@ def _refuse_forward_mode(*tensors: Tensor) -> None:
         )
 
 
-def _promote_under_autocast(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cast offset and mask to the dtype of input where autocast has made them differ."""
-    kind = input.device.type
-    if kind in _AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
-        return offset.to(input.dtype), mask.to(input.dtype)
-    return offset, mask
-
-
-def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> None:
+def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return offset and mask, cast to the dtype of input where autocast has made them differ."""
     for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
-        if tensor.dim() != 4:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')
+    dtype, device = input.dtype, input.device
+    if input.dim() != 4:
+        raise ValueError(f'input must have 4 dimensions (N, H, W, C), got {tuple(input.shape)}')
+    if dtype not in _DTYPES:
+        raise TypeError(f'input must be float32, float64, bfloat16 or float16, got {dtype}')
+    if (
+        (offset.dtype is not dtype or mask.dtype is not dtype)
+        and device.type in _AUTOCAST_DEVICES
+        and torch.is_autocast_enabled(device.type)
+    ):
+        offset, mask = offset.to(dtype), mask.to(dtype)
+    for name, tensor in (('offset', offset), ('mask', mask)):
+        if tensor.dtype is not dtype:
+            raise TypeError(f'{name} must have the dtype of input, {dtype}, got {tensor.dtype}')
+        if tensor.device != device:
             raise ValueError(
-                f'{name} must have 4 dimensions (N, H, W, C), got shape {tuple(tensor.shape)}'
+                f'{name} must be on the device of input, {device}, got {tensor.device}'
             )
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(
-                f'{name} must be float32, float64, bfloat16 or float16, got {tensor.dtype}'
-            )
-        if tensor.dtype != input.dtype:
-            raise TypeError(
-                f'{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}'
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f'{name} must be on the device of input, {input.device}, got {tensor.device}'
-            )
+    return offset, mask

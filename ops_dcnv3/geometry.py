@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 IntPair = tuple[int, int]
 
 
@@ -30,6 +32,21 @@ def pair(name: str, value, *, minimum: int) -> IntPair:
     if min(entries) < minimum:
         raise ValueError(f'{name} must be at least {minimum}, got {value!r}')
     return entries[0], entries[1]
+
+
+def pairs(window: Sequence[int]) -> tuple[IntPair, IntPair, IntPair, IntPair]:
+    """Return kernel_size, stride, padding and dilation from the one list the operators take.
+
+    Raises:
+        ValueError: Not eight numbers.
+    """
+    if len(window) != 8:
+        raise ValueError(
+            'dcnv3: window must be kernel_size, stride, padding and dilation, (h, w) each, '
+            f'got {window!r}'
+        )
+    kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w = window
+    return (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
 
 
 def num_points(kernel_size: IntPair, remove_center: bool) -> int:

@@ -6,30 +6,32 @@ Runs on any device and dtype and is differentiable by autograd. It follows the f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from .geometry import IntPair, kernel_points, output_size
+from .geometry import kernel_points, output_size, pairs
 
 
 def dcnv3_reference(
     input: Tensor,
     offset: Tensor,
     mask: Tensor,
-    kernel_size: IntPair,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    window: Sequence[int],
     groups: int,
     offset_scale: float,
     remove_center: bool,
     mask_is_logits: bool,
 ) -> Tensor:
-    """Compute DCNv3; arguments and result as :func:`ops_dcnv3.dcnv3`, pairs are ``(h, w)``.
+    """Compute DCNv3; arguments and result as :func:`ops_dcnv3.dcnv3`.
+
+    ``window`` holds kernel_size, stride, padding and dilation, each as height and width.
 
     Halves are computed in float32 and rounded once, at the end.
     """
     batch, height, width, channels = input.shape
+    kernel_size, stride, padding, dilation = pairs(window)
     out_h, out_w = output_size(height, width, kernel_size, stride, padding, dilation)
     points = kernel_points(kernel_size, remove_center)
     compute_dtype = torch.promote_types(input.dtype, torch.float32)

@@ -14,17 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import output_size
+from .geometry import output_size, pairs
 
 _OPTIONS = (
-    'SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, '
-    'SymInt groups, float offset_scale, bool remove_center, bool mask_is_logits'
+    'int[8] window, int groups, float offset_scale, bool remove_center, bool mask_is_logits'
 )
 
 
-def _forward_fake(input, offset, mask, kernel_size, stride, padding, dilation, *_options):
+def _forward_fake(input, offset, mask, window, *_options):
     batch, height, width, channels = input.shape
-    size = output_size(height, width, kernel_size, stride, padding, dilation)
+    size = output_size(height, width, *pairs(window))
     return input.new_empty(batch, *size, channels)
 
 

@@ -10,13 +10,15 @@ each row and point, the four corners for ``BLOCK_C`` channels at a time. See ``d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch._prims_common import alert_not_deterministic
 
-from .geometry import IntPair, num_points, output_size
+from .geometry import num_points, output_size, pairs
 
 _COMPUTE_DTYPES = {
     torch.float64: tl.float64,
@@ -346,10 +348,7 @@ def _arguments(
     input: Tensor,
     offset: Tensor,
     mask: Tensor,
-    kernel_size: IntPair,
-    stride: IntPair,
-    padding: IntPair,
-    dilation: IntPair,
+    window: Sequence[int],
     groups: int,
     offset_scale: float,
     remove_center: bool,
@@ -376,6 +375,7 @@ def _arguments(
     if any(tensor.device != input.device for tensor in tensors):
         raise ValueError('dcnv3: input, offset and mask must be on one device')
     batch, height, width, channels = input.shape
+    kernel_size, stride, padding, dilation = pairs(window)
     if groups < 1 or channels % groups:
         raise ValueError(f'dcnv3: groups must divide {channels} channels, got {groups}')
     if (

@@ -64,7 +64,9 @@ def make_inputs(
     return [tensor.requires_grad_() for tensor in tensors[:3]], tensors[3]
 
 
-def backend_op(name: str) -> Op:
+def backend_op(name: str | None) -> Op:
+    """Return our op on a backend, or on the one that is chosen if none is named."""
+
     def op(input: Tensor, offset: Tensor, mask: Tensor, groups: int, logits: bool) -> Tensor:
         return dcnv3(input, offset, mask, groups=groups, mask_is_logits=logits, backend=name)
 
@@ -205,15 +207,11 @@ def make_calls(
     op: Op, tensors: Sequence[Tensor], grad: Tensor, groups: int, logits: bool
 ) -> dict[str, Callable[[], list[Tensor]]]:
     """Return the calls to measure by name; they return output, and output and gradients."""
-    # Some ops refuse tensors that require gradients, whatever the mode.
+    # No graph is made of these. no_grad() would take a tenth of a small call, and some ops refuse
+    # tensors that require gradients in it too.
     plain = [tensor.detach() for tensor in tensors]
-
-    def forward() -> list[Tensor]:
-        with torch.no_grad():
-            return [op(*plain, groups, logits)]
-
     return dict(
-        forward=forward,
+        forward=lambda: [op(*plain, groups, logits)],
         forward_backward=lambda: forward_backward(op, tensors, grad, groups, logits),
     )
 

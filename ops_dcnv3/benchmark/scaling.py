@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ops_dcnv3.backends import available_backends
+from ops_dcnv3.backends import select_backend
 
 from . import measure, op
 
@@ -41,7 +41,7 @@ def run(
     sides: Sequence[int] = SIDES,
     batches: Sequence[int] = BATCHES,
 ) -> list[dict[str, Any]]:
-    """Time the fastest backend, on one thread and on all that torch now has.
+    """Time the backend that calls get by default, on one thread and on all that torch now has.
 
     Memory that is freed is kept (:func:`measure.freed_memory_kept`): else the largest cases would
     show how the system hands out and clears new pages for their results.
@@ -53,8 +53,8 @@ def run(
     Raises:
         RuntimeError: The results are wrong.
     """
-    backend = next(name for name, (ok, _) in available_backends(device).items() if ok)
-    call = op.backend_op(backend)
+    backend, _ = select_backend(torch.device(device), None)
+    call = op.backend_op(None)
     most = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     timed = []

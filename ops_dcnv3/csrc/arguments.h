@@ -36,20 +36,23 @@ inline std::tuple<at::Tensor, int64_t> readable(const at::Tensor& tensor) {
 
 inline Problem make_problem(const at::Tensor& input, const at::Tensor& offset,
                             const at::Tensor& mask, int64_t offset_stride, int64_t mask_stride,
-                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                            double offset_scale, bool remove_center, bool mask_is_logits) {
+                            at::IntArrayRef window, int64_t groups, double offset_scale,
+                            bool remove_center, bool mask_is_logits) {
   // The public function has told the user what is wrong before; these checks keep a direct call of
   // the operator from reading outside a tensor.
   TORCH_CHECK_VALUE(input.dim() == 4 && offset.dim() == 4 && mask.dim() == 4,
                     "dcnv3: tensors must have 4 dimensions");
-  for (const auto& values : {kernel_size, stride, padding, dilation}) {
-    TORCH_CHECK_VALUE(values.size() == 2, "dcnv3: sizes must be (h, w) pairs");
-  }
+  TORCH_CHECK_VALUE(window.size() == 8,
+                    "dcnv3: window must be kernel_size, stride, padding and dilation, (h, w) each, "
+                    "got ",
+                    window);
+  const auto at_least = [&](size_t first, int64_t minimum) {
+    return std::min(window[first], window[first + 1]) >= minimum;
+  };
   TORCH_CHECK_VALUE(
-      std::min(kernel_size[0], kernel_size[1]) >= 1 && std::min(stride[0], stride[1]) >= 1 &&
-          std::min(padding[0], padding[1]) >= 0 && std::min(dilation[0], dilation[1]) >= 1,
-      "dcnv3: kernel_size, stride and dilation must be positive, padding not negative");
+      at_least(0, 1) && at_least(2, 1) && at_least(4, 0) && at_least(6, 1),
+      "dcnv3: kernel_size, stride and dilation must be positive, padding not negative, got ",
+      window);
   TORCH_CHECK_TYPE(offset.dtype() == input.dtype() && mask.dtype() == input.dtype(),
                    "dcnv3: input, offset and mask must have one dtype");
   TORCH_CHECK_VALUE(groups >= 1 && input.size(3) % groups == 0, "dcnv3: groups must divide ",
@@ -60,14 +63,14 @@ inline Problem make_problem(const at::Tensor& input, const at::Tensor& offset,
   problem.width = input.size(2);
   problem.groups = groups;
   problem.group_channels = input.size(3) / groups;
-  problem.kernel_h = kernel_size[0];
-  problem.kernel_w = kernel_size[1];
-  problem.stride_h = stride[0];
-  problem.stride_w = stride[1];
-  problem.pad_h = padding[0];
-  problem.pad_w = padding[1];
-  problem.dilation_h = dilation[0];
-  problem.dilation_w = dilation[1];
+  problem.kernel_h = window[0];
+  problem.kernel_w = window[1];
+  problem.stride_h = window[2];
+  problem.stride_w = window[3];
+  problem.pad_h = window[4];
+  problem.pad_w = window[5];
+  problem.dilation_h = window[6];
+  problem.dilation_w = window[7];
   problem.offset_stride = offset_stride;
   problem.mask_stride = mask_stride;
   problem.offset_scale = offset_scale;

@@ -10,19 +10,15 @@
 namespace {
 
 using at::Tensor;
-using c10::SymInt;
-using c10::SymIntArrayRef;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;
-using ForwardSchema = Tensor(const Tensor&, const Tensor&, const Tensor&, SymIntArrayRef,
-                             SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, SymInt, double, bool,
-                             bool);
+using ForwardSchema = Tensor(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef, int64_t,
+                             double, bool, bool);
 using BackwardSchema = Gradients(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                 SymIntArrayRef, SymIntArrayRef, SymIntArrayRef, SymIntArrayRef,
-                                 SymInt, double, bool, bool);
+                                 at::IntArrayRef, int64_t, double, bool, bool);
 
 template <typename Schema>
 c10::TypedOperatorHandle<Schema> find(const char* name) {
@@ -31,8 +27,8 @@ c10::TypedOperatorHandle<Schema> find(const char* name) {
 
 // The arguments of the operators after the tensors.
 struct Options {
-  SymIntArrayRef kernel_size, stride, padding, dilation;
-  SymInt groups;
+  at::IntArrayRef window;
+  int64_t groups;
   double offset_scale;
   bool remove_center, mask_is_logits;
 };
@@ -40,15 +36,15 @@ struct Options {
 Tensor call_forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
                     const Options& o) {
   static const auto op = find<ForwardSchema>("ops_dcnv3::forward");
-  return op.call(input, offset, mask, o.kernel_size, o.stride, o.padding, o.dilation, o.groups,
-                 o.offset_scale, o.remove_center, o.mask_is_logits);
+  return op.call(input, offset, mask, o.window, o.groups, o.offset_scale, o.remove_center,
+                 o.mask_is_logits);
 }
 
 Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& offset,
                         const Tensor& mask, const Options& o) {
   static const auto op = find<BackwardSchema>("ops_dcnv3::backward");
-  return op.call(grad_output, input, offset, mask, o.kernel_size, o.stride, o.padding, o.dilation,
-                 o.groups, o.offset_scale, o.remove_center, o.mask_is_logits);
+  return op.call(grad_output, input, offset, mask, o.window, o.groups, o.offset_scale,
+                 o.remove_center, o.mask_is_logits);
 }
 
 template <typename... Tensors>
@@ -62,10 +58,7 @@ class Dcnv3 : public Function<Dcnv3> {
                         const Tensor& mask, const Options& options) {
     context->save_for_backward({input, offset, mask});
     auto& saved = context->saved_data;
-    saved["kernel_size"] = options.kernel_size;
-    saved["stride"] = options.stride;
-    saved["padding"] = options.padding;
-    saved["dilation"] = options.dilation;
+    saved["window"] = options.window;
     saved["groups"] = options.groups;
     saved["offset_scale"] = options.offset_scale;
     saved["remove_center"] = options.remove_center;
@@ -77,18 +70,9 @@ class Dcnv3 : public Function<Dcnv3> {
   static variable_list backward(AutogradContext* context, const variable_list& grads) {
     const variable_list tensors = context->get_saved_variables();
     auto& saved = context->saved_data;
-    const auto kernel_size = saved["kernel_size"].toSymIntVector();
-    const auto stride = saved["stride"].toSymIntVector();
-    const auto padding = saved["padding"].toSymIntVector();
-    const auto dilation = saved["dilation"].toSymIntVector();
-    const Options options{kernel_size,
-                          stride,
-                          padding,
-                          dilation,
-                          saved["groups"].toSymInt(),
-                          saved["offset_scale"].toDouble(),
-                          saved["remove_center"].toBool(),
-                          saved["mask_is_logits"].toBool()};
+    const auto window = saved["window"].toIntVector();
+    const Options options{window, saved["groups"].toInt(), saved["offset_scale"].toDouble(),
+                          saved["remove_center"].toBool(), saved["mask_is_logits"].toBool()};
     const auto [grad_input, grad_offset, grad_mask] =
         call_backward(grads[0], tensors[0], tensors[1], tensors[2], options);
     const auto where_needed = [&](size_t index, const Tensor& gradient) {
@@ -117,22 +101,18 @@ class Dcnv3Backward : public Function<Dcnv3Backward> {
 };
 
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
-               SymIntArrayRef kernel_size, SymIntArrayRef stride, SymIntArrayRef padding,
-               SymIntArrayRef dilation, SymInt groups, double offset_scale, bool remove_center,
+               at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
-  const Options options{kernel_size, stride,       padding,       dilation,
-                        groups,      offset_scale, remove_center, mask_is_logits};
+  const Options options{window, groups, offset_scale, remove_center, mask_is_logits};
   if (needs_graph(input, offset, mask)) return Dcnv3::apply(input, offset, mask, options);
   const at::AutoDispatchBelowADInplaceOrView below;
   return call_forward(input, offset, mask, options);
 }
 
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& offset,
-                   const Tensor& mask, SymIntArrayRef kernel_size, SymIntArrayRef stride,
-                   SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
-                   double offset_scale, bool remove_center, bool mask_is_logits) {
-  const Options options{kernel_size, stride,       padding,       dilation,
-                        groups,      offset_scale, remove_center, mask_is_logits};
+                   const Tensor& mask, at::IntArrayRef window, int64_t groups, double offset_scale,
+                   bool remove_center, bool mask_is_logits) {
+  const Options options{window, groups, offset_scale, remove_center, mask_is_logits};
   if (needs_graph(grad_output, input, offset, mask)) {
     const auto grads = Dcnv3Backward::apply(grad_output, input, offset, mask, options);
     return {grads[0], grads[1], grads[2]};

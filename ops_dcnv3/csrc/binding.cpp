@@ -78,15 +78,14 @@ Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
 }
 
 Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
-               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-               at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center,
+               at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
   const Tensor input = input_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
   const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
-                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
+                   remove_center, mask_is_logits);
   const Tensor output = allocate(
       {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
   const Tensor offset_data = offset, mask_data = mask;  // bindings cannot be captured in C++17
@@ -104,16 +103,15 @@ Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input_,
                                             const Tensor& offset_, const Tensor& mask_,
-                                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                            at::IntArrayRef padding, at::IntArrayRef dilation,
-                                            int64_t groups, double offset_scale, bool remove_center,
+                                            at::IntArrayRef window, int64_t groups,
+                                            double offset_scale, bool remove_center,
                                             bool mask_is_logits) {
   const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
   const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
-                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
+                   remove_center, mask_is_logits);
   check_grad_output(problem, grad_output, input);
   // Halves are summed in float32.
   const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -76,9 +76,13 @@ def test_im2col_step_has_no_rule(step):
 def test_operator_called_directly_checks_sizes():
     """The compiled kernels must not read beyond a tensor that is too small."""
     given = tensors()
-    options = [[3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False]
+    options = [[3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False, False]
     with pytest.raises(ValueError, match='offset or mask has shape'):
         torch.ops.ops_dcnv3.forward(given['input'], given['mask'], given['mask'], *options)
+    with pytest.raises(ValueError, match=r'window must be kernel_size, .*got \[3, 3\]'):
+        torch.ops.ops_dcnv3.forward(*given.values(), [3, 3], *options[1:])
+    with pytest.raises(ValueError, match='must be positive, padding not negative, got'):
+        torch.ops.ops_dcnv3.forward(*given.values(), [3, 3, 0, 1, 1, 1, 1, 1], *options[1:])
     with pytest.raises(ValueError, match='grad_output must be like the output'):
         torch.ops.ops_dcnv3.backward(torch.zeros(1, 1, 1, 8), *given.values(), *options)
     with pytest.raises(TypeError, match='one dtype'):

@@ -106,9 +106,9 @@ def theirs(
     dilation_w, group, group_channels, offset_scale, remove_center,
 ):  # fmt: skip
     """The signature of the official PyTorch function."""
-    geometry = (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    window = kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w
     assert group_channels == input.shape[-1] // group
-    options = (*geometry, group, offset_scale, remove_center, False)
+    options = (window, group, offset_scale, remove_center, False)
     return backends.BACKENDS['reference'].call(input, offset, mask, *options)
 
 

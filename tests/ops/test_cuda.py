@@ -29,7 +29,7 @@ if not (OK and torch.cuda.is_available()):
         f'no GPU to test on: {REASON if torch.cuda.is_available() else "torch sees none"}',
         allow_module_level=True,
     )
-OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
+OPTIONS = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False)
 
 
 @pytest.fixture(params=[False, True], ids=['atomics', 'ordered'])
@@ -151,7 +151,7 @@ def test_strided_offset_and_mask(change, ordered):
         offset = offset[:1, :, :1].expand_as(offset)
         expected = forward_backward(input, offset.contiguous(), mask, grad_output, groups=4)
     assert not offset.is_contiguous()
-    arguments = (offset, mask, [3, 3], [1, 1], [1, 1], [1, 1], 4, 1.0, False, False)
+    arguments = (offset, mask, [3, 3, 1, 1, 1, 1, 1, 1], 4, 1.0, False, False)
     result = [
         torch.ops.ops_dcnv3.forward(input, *arguments),
         *torch.ops.ops_dcnv3.backward(grad_output, input, *arguments),

@@ -11,7 +11,7 @@ from op_cases import BACKENDS, TOLERANCES, random_inputs
 import ops_dcnv3
 from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, use_backend
 
-OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False, False)
+OPTIONS = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False, False)
 
 
 def inputs(dtype=torch.float64, requires_grad=True, size=(2, 4, 5), **options):
@@ -110,7 +110,7 @@ def test_compiles_without_graph_break(dynamic):
 def test_fake_tensors_have_the_right_shape():
     with torch.device('meta'):
         tensors = [torch.empty(2, 8, 9, 6), torch.empty(2, 4, 5, 36), torch.empty(2, 4, 5, 18)]
-    output = torch.ops.ops_dcnv3.forward(*tensors, [3, 3], [2, 2], [1, 1], [1, 1], *OPTIONS[4:])
+    output = torch.ops.ops_dcnv3.forward(*tensors, [3, 3, 2, 2, 1, 1, 1, 1], *OPTIONS[1:])
     assert output.shape == (2, 4, 5, 6) and output.device.type == 'meta'
 
 
@@ -216,14 +216,14 @@ def test_an_extension_without_autograd_is_refused():
 def test_backend_order_of_precedence(monkeypatch):
     device = torch.device('cpu')
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'reference')
-    assert backends._select(device, None)[0] == 'reference'
+    assert backends.select_backend(device, None)[0] == 'reference'
     with use_backend('cpu'):
-        assert backends._select(device, None)[0] == 'cpu'
-        assert backends._select(device, 'reference')[0] == 'reference'
-    assert backends._select(device, None)[0] == 'reference'
+        assert backends.select_backend(device, None)[0] == 'cpu'
+        assert backends.select_backend(device, 'reference')[0] == 'reference'
+    assert backends.select_backend(device, None)[0] == 'reference'
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'fast')
     with pytest.raises(ValueError, match="OPS_DCNV3_BACKEND must be one of cpu, cuda.*'fast'"):
-        backends._select(device, None)
+        backends.select_backend(device, None)
 
 
 @pytest.mark.parametrize(

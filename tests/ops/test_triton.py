@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, triton_kernels
 
 DEVICE = device_of('triton')
-OPTIONS = ([3, 3], [1, 1], [1, 1], [1, 1], 2, 1.0, False)
+OPTIONS = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False)
 interpreted = pytest.mark.skipif(not triton_kernels.INTERPRETED, reason='is about the interpreter')
 
 
@@ -61,7 +61,7 @@ def test_reasons(monkeypatch):
     monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
     monkeypatch.setattr(backends, '_CUDA_ERROR', 'the CUDA extension is not installed')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    assert backends._select(torch.device('cuda'), None)[0] == 'triton'
+    assert backends.select_backend(torch.device('cuda'), None)[0] == 'triton'
     with pytest.raises(RuntimeError, match="'triton'.*cannot run on cpu: .*TRITON_INTERPRET=1"):
         dcnv3(*(tensor.cpu() for tensor in inputs()), groups=2, backend='triton')
     assert 'not xpu ones' in available_backends('xpu')['triton'][1]
@@ -186,11 +186,13 @@ def test_operators_called_directly_check_their_arguments():
     with pytest.raises(ValueError, match='must have 4 dimensions'):
         forward(input[0], offset, mask, *OPTIONS, False)
     with pytest.raises(ValueError, match='groups must divide 6 channels, got 4'):
-        forward(input, offset, mask, *OPTIONS[:4], 4, 1.0, False, False)
+        forward(input, offset, mask, OPTIONS[0], 4, 1.0, False, False)
+    with pytest.raises(ValueError, match=r'window must be kernel_size, .*got \[3, 3\]'):
+        forward(input, offset, mask, [3, 3], *OPTIONS[1:], False)
     with pytest.raises(ValueError, match='must be positive'):
-        forward(input, offset, mask, [3, 3], [0, 1], *OPTIONS[2:], False)
+        forward(input, offset, mask, [3, 3, 0, 1, 1, 1, 1, 1], *OPTIONS[1:], False)
     with pytest.raises(ValueError, match='does not fit'):
-        forward(input, offset, mask, [9, 9], *OPTIONS[1:], False)
+        forward(input, offset, mask, [9, 9, 1, 1, 1, 1, 1, 1], *OPTIONS[1:], False)
 
 
 def test_backward_is_not_deterministic_on_a_gpu(monkeypatch):

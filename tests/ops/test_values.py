@@ -266,6 +266,28 @@ def test_boundary_rule_is_strict(backend):
         assert (result['grad_offset'][0, 1, column] == 0).all()
 
 
+@pytest.mark.parametrize('axis', [1, 2])
+@pytest.mark.parametrize('size', [2**24, 2**24 + 2])
+def test_sides_that_no_float32_counts(size, axis):
+    """From 2^24 on a float32 is no longer followed by that of the next pixel."""
+    shape, stride, grid = [1, 1, 1, 1], [1, 1], [1, 1, 1]
+    shape[axis], stride[axis - 1] = size, 2**23
+    grid[axis] = 1 + (size - 1) // 2**23
+    options = dict(kernel_size=1, padding=0, stride=tuple(stride), groups=1)
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    for position in (2**24 + distance for distance in (-2, -1, 0, 2, 4)):  # all exact
+        offset, mask = torch.zeros(*grid, 2), torch.ones(*grid, 1)
+        offset.view(-1, 2)[-1, 2 - axis] = position - (grid[axis] - 1) * 2**23
+        results = []
+        for backend, dtype in (('cpu', torch.float32), ('reference', torch.float64)):
+            leaves = [t.to(dtype, copy=True).requires_grad_() for t in (image, offset, mask)]
+            output = dcnv3(*leaves, **options, backend=backend)
+            grads = torch.autograd.grad(output.sum(), leaves)
+            results.append([output, *grads])
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected.float())
+
+
 # The backward cuts images into bands; some of these offsets reach beyond the neighbouring one.
 @pytest.mark.parametrize(
     ('shape', 'options'),
@@ -348,11 +370,13 @@ def test_broadcast_offset_and_mask(dims, backend):
     assert torch.equal(
         dcnv3(tensors['input'], tensors['offset'], tensors['mask'], **options), expected
     )
-    arguments = (*(tensors[key] for key in ('input', 'offset', 'mask')), [3, 3], [1, 1], [1, 1])
-    options = ([1, 1], 2, 1.0, False, False)
-    grads = torch.ops.ops_dcnv3.backward(tensors['grad_output'], *arguments, *options)
-    arguments = (*(dense[key] for key in ('input', 'offset', 'mask')), [3, 3], [1, 1], [1, 1])
-    dense_grads = torch.ops.ops_dcnv3.backward(tensors['grad_output'], *arguments, *options)
+    grads, dense_grads = (
+        torch.ops.ops_dcnv3.backward(
+            *(given[key] for key in ('grad_output', 'input', 'offset', 'mask')),
+            *([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False, False),
+        )
+        for given in (tensors, dense)
+    )
     assert all(map(torch.equal, grads, dense_grads))
 
 

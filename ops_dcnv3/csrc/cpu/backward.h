@@ -116,7 +116,8 @@ class BackwardTiles {
         inside_(size_),
         mask_sums_(size_ * per_pixel_ + Pack<S>::kWidth),
         pairs_(2 * mask_sums_.size()),
-        masks_(mask_sums_.size()) {}
+        masks_(mask_sums_.size()),
+        prefetching_(prefetches<T>(problem)) {}
 
   int64_t size() const { return size_; }
 
@@ -128,14 +129,16 @@ class BackwardTiles {
     const int64_t first = (image * problem_.out_height + out_y) * problem_.out_width + x0;
     const int64_t first_channel = first_group_ * group_channels;
     const int64_t image_start = image * problem_.height * problem_.width * channels + first_channel;
-    prefetch_points(problem_, source_, first + kTilesAhead * size_, pixels,
-                    first_group_ * num_points_, per_pixel_);
-    const int64_t ahead = (out_y + kRowsAhead) * problem_.stride_h;
-    const int64_t right = std::min((x0 + pixels) * problem_.stride_w, problem_.width);
-    for (int64_t x = x0 * problem_.stride_w; ahead < problem_.height && x < right; ++x) {
-      const int64_t at = image_start + (ahead * problem_.width + x) * channels;
-      prefetch(tensors_.input + at, groups_ * group_channels);
-      prefetch(tensors_.grad_input + at, groups_ * group_channels);
+    if (prefetching_) {
+      prefetch_points(problem_, source_, first + kTilesAhead * size_, pixels,
+                      first_group_ * num_points_, per_pixel_);
+      const int64_t ahead = (out_y + kRowsAhead) * problem_.stride_h;
+      const int64_t right = std::min((x0 + pixels) * problem_.stride_w, problem_.width);
+      for (int64_t x = x0 * problem_.stride_w; ahead < problem_.height && x < right; ++x) {
+        const int64_t at = image_start + (ahead * problem_.width + x) * channels;
+        prefetch(tensors_.input + at, groups_ * group_channels);
+        prefetch(tensors_.grad_input + at, groups_ * group_channels);
+      }
     }
     read_masks(problem_, source_, first, pixels, first_group_ * num_points_, per_pixel_,
                points_.mask);
@@ -205,6 +208,7 @@ class BackwardTiles {
   std::vector<char> inside_;
   std::vector<S> mask_sums_;
   std::vector<T> pairs_, masks_;
+  const bool prefetching_;
 };
 
 template <int kPoints, typename T>

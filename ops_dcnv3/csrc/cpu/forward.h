@@ -61,18 +61,21 @@ void forward_rows_of(const Problem& problem, const T* input, const T* offset, co
   const PointSource<T> source(problem, offset, mask);
   const Points<S> points(tile * per_pixel, false);
   std::vector<char> inside(tile);
+  const bool prefetching = prefetches<T>(problem);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t out_y = row % problem.out_height;
     const T* image = input + row / problem.out_height * problem.height * problem.width * channels;
     for (int64_t x0 = 0; x0 < problem.out_width; x0 += tile) {
       const int64_t pixels = std::min(tile, problem.out_width - x0);
       const int64_t first = row * problem.out_width + x0;
-      prefetch_points(problem, source, first + kTilesAhead * tile, pixels, 0, per_pixel);
-      const int64_t ahead = (out_y + kRowsAhead) * problem.stride_h;
-      const int64_t left = x0 * problem.stride_w;
-      const int64_t right = std::min(left + pixels * problem.stride_w, problem.width);
-      if (ahead < problem.height && left < right) {
-        prefetch(image + (ahead * problem.width + left) * channels, (right - left) * channels);
+      if (prefetching) {
+        prefetch_points(problem, source, first + kTilesAhead * tile, pixels, 0, per_pixel);
+        const int64_t ahead = (out_y + kRowsAhead) * problem.stride_h;
+        const int64_t left = x0 * problem.stride_w;
+        const int64_t right = std::min(left + pixels * problem.stride_w, problem.width);
+        if (ahead < problem.height && left < right) {
+          prefetch(image + (ahead * problem.width + left) * channels, (right - left) * channels);
+        }
       }
       read_masks(problem, source, first, pixels, 0, per_pixel, points.mask);
       if (problem.mask_is_logits) {

@@ -229,6 +229,9 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
       S(out_y * problem.stride_h - problem.pad_h + problem.dilation_h * (problem.kernel_h - 1) / 2);
   const bool no_pixels = problem.width == 0 || problem.height == 0;  // then no point counts
   const S width = S(no_pixels ? -1 : problem.width), height = S(problem.height);
+  // Positions below have two columns, or rows, in the image; none is where floats are not exact.
+  const auto inner = [](int64_t size) { return S(size - 1 <= (1 << 24) ? size - 1 : 0); };
+  const S inner_width = inner(problem.width), inner_height = inner(problem.height);
   const int32_t row = int32_t(problem.width);
   const int32_t last_column = row - 1, last_row = int32_t(problem.height) - 1;
   const T* offset = source.offset + pixel * problem.offset_stride + 2 * first;
@@ -240,31 +243,32 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
                   &x, &y);
     x = center_x + scale * (load_pack(grid.x.data() + p) + x);
     y = center_y + scale * (load_pack(grid.y.data() + p) + y);
-    // False for NaN, which so becomes a point outside.
-    const Mask counts = ((x > S(-1)) & (x < width)) & ((y > S(-1)) & (y < height));
-    const Real floor_x = P::floor(x), floor_y = P::floor(y);
-    const Int x0 = P::truncate(counts ? floor_x : zero), y0 = P::truncate(counts ? floor_y : zero);
-    // In integers: sides beyond 2^24 have no exact float.
-    const Mask in_columns = P::below(x0, last_column), in_rows = P::below(y0, last_row);
-    const Mask inside = counts & (in_columns & in_rows);
-    // Anything where a point does not count.
-    const Real fx = x - floor_x, fy = y - floor_y;
     const Real mask = load_pack(points.mask + at + p);
     S* const weight = points.weight + 4 * (at + p);
-    if (kBackward) {
-      store_pack(counts ? fx : zero, points.x + at + p);
-      store_pack(counts ? fy : zero, points.y + at + p);
-    }
-    if (P::all(inside)) {
+    if (P::all_within(x, inner_width, y, inner_height, count - p)) {
+      const Int x0 = P::truncate(x), y0 = P::truncate(y);
+      const Real fx = x - P::real(x0), fy = y - P::real(y0);
       const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
       P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, weight);
       store_pack(y0 * row + x0, points.pixel + at + p);
       store_pack(no + kBoth, points.columns + at + p);
       store_pack(no + kBoth, points.rows + at + p);
+      if (kBackward) {
+        store_pack(fx, points.x + at + p);
+        store_pack(fy, points.y + at + p);
+      }
     } else {
+      all_inside = false;
+      // False for NaN, which so becomes a point outside.
+      const Mask counts = ((x > S(-1)) & (x < width)) & ((y > S(-1)) & (y < height));
+      const Real floor_x = P::floor(x), floor_y = P::floor(y);
+      const Int x0 = P::truncate(counts ? floor_x : zero),
+                y0 = P::truncate(counts ? floor_y : zero);
+      // In integers: sides beyond 2^24 have no exact float.
+      const Mask in_columns = P::below(x0, last_column), in_rows = P::below(y0, last_row);
       const Mask first_column = x0 >= no, first_row = y0 >= no;
       // Not NaN where the point does not count.
-      const Real x_part = counts ? fx : zero, y_part = counts ? fy : zero;
+      const Real x_part = counts ? x - floor_x : zero, y_part = counts ? y - floor_y : zero;
       const Real own_mask = counts ? mask : zero;
       const AxisWeights<P> along_x(x_part, first_column, in_columns | !first_column);
       const AxisWeights<P> along_y(y_part, first_row, in_rows | !first_row);
@@ -276,14 +280,13 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
       Int columns = (in_columns & counts) ? no + kBoth : no + kFirst;
       Int rows = (in_rows & counts) ? no + kBoth : no + kFirst;
       if (kBackward) {
+        store_pack(x_part, points.x + at + p);
+        store_pack(y_part, points.y + at + p);
         columns = first_column ? columns : no + kSecond;
         rows = first_row ? rows : no + kSecond;
       }
       store_pack(columns, points.columns + at + p);
       store_pack(rows, points.rows + at + p);
-      for (int64_t i = at + p; i < at + std::min<int64_t>(p + kWidth, count); ++i) {
-        all_inside &= (points.columns[i] & points.rows[i]) < 0;
-      }
     }
   }
   return all_inside;
@@ -311,7 +314,16 @@ DCNV3_INLINE void prefetch(const T* from, int64_t elements) {
 // How far ahead: tiles for what belongs to output pixels, and output rows for images. Which pixels
 // of an image are next to be touched for the first time is known too late to hide the latency of
 // memory, and follows no pattern for hardware to see.
-constexpr int64_t kTilesAhead = 4, kRowsAhead = 4;
+constexpr int64_t kTilesAhead = 8, kRowsAhead = 4;
+
+// Whether to do so: not if the second-level cache is likely to hold all that is read anyway.
+template <typename T>
+bool prefetches(const Problem& problem) {
+  constexpr int64_t kCacheBytes = 1 << 20;
+  const int64_t inputs = problem.height * problem.width * problem.channels();
+  const int64_t points = problem.out_height * problem.out_width * problem.groups * problem.points();
+  return problem.batch * (inputs + 3 * points) * int64_t(sizeof(T)) > kCacheBytes;
+}
 
 template <typename T>
 DCNV3_INLINE void prefetch_points(const Problem& problem, const PointSource<T>& source,

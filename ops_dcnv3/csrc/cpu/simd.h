@@ -265,7 +265,10 @@ struct Pack {
   static Int truncate(Real x) { return Int(x); }
   static Real real(Int x) { return Real(x); }
   static Real floor(Real x) { return std::floor(x); }
-  static bool all(Mask mask) { return mask; }
+  // Whether 0 <= x < width and 0 <= y < height for the first `count` numbers, at least one.
+  static bool all_within(Real x, S width, Real y, S height, int64_t) {
+    return (x >= 0) & (x < width) & (y >= 0) & (y < height);
+  }
   static bool below(Int x, int32_t size) { return uint32_t(x) < uint32_t(size); }
   static Real power_of_two(Int exponent) { return Real(from_bits(uint32_t(exponent + 127) << 23)); }
 
@@ -326,14 +329,27 @@ struct Pack<float> {
   static Real real(Int x) { return __builtin_convertvector(x, Real); }
 #if DCNV3_VECTOR_BYTES == 64
   static Real floor(Real x) { return Real(_mm512_maskz_roundscale_ps(__mmask16(-1), x, 1)); }
-  static bool all(Mask mask) { return _mm512_movepi32_mask(__m512i(mask)) == 0xffff; }
+  static bool all_within(Real x, float width, Real y, float height, int64_t count) {
+    const auto below = [](__mmask16 mask, Real value, float limit) {
+      mask = _mm512_mask_cmp_ps_mask(mask, value, _mm512_setzero_ps(), _CMP_GE_OQ);
+      return _mm512_mask_cmp_ps_mask(mask, value, _mm512_set1_ps(limit), _CMP_LT_OQ);
+    };
+    const __mmask16 needed = __mmask16((1u << std::min<int64_t>(count, kWidth)) - 1);
+    return below(below(needed, x, width), y, height) == needed;
+  }
 #else
   // Of numbers that an int32 holds; others give some number.
   static Real floor(Real x) {
     const Real truncated = real(truncate(x));
     return truncated - real(Int(x < truncated) & 1);
   }
-  static bool all(Mask mask) {
+  static bool all_within(Real x, float width, Real y, float height, int64_t count) {
+    static const int32_t kLanes[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+    Int lanes;
+    std::memcpy(&lanes, kLanes, sizeof lanes);
+    const Real zero = {};
+    Mask mask = ((x >= zero) & (x < width)) & ((y >= zero) & (y < height));
+    mask |= lanes >= int32_t(std::min<int64_t>(count, kWidth));
     for (int n = kWidth; n > 1; n /= 2) {
       mask = DCNV3_SHUFFLE(mask, mask, DCNV3_EVEN) & DCNV3_SHUFFLE(mask, mask, DCNV3_ODD);
     }

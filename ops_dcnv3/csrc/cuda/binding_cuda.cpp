@@ -57,8 +57,7 @@ void check(cudaError_t error, const Problem& problem) {
 }
 
 Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
-               at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-               at::IntArrayRef dilation, int64_t groups, double offset_scale, bool remove_center,
+               at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
   check_devices(input_, offset_);
   check_devices(input_, mask_);
@@ -67,8 +66,8 @@ Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
   const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
-                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
+                   remove_center, mask_is_logits);
   const DType dtype = dtype_of(input);
   const Tensor output = at::empty(
       {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
@@ -81,9 +80,8 @@ Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input_,
                                             const Tensor& offset_, const Tensor& mask_,
-                                            at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                            at::IntArrayRef padding, at::IntArrayRef dilation,
-                                            int64_t groups, double offset_scale, bool remove_center,
+                                            at::IntArrayRef window, int64_t groups,
+                                            double offset_scale, bool remove_center,
                                             bool mask_is_logits) {
   check_devices(input_, offset_);
   check_devices(input_, mask_);
@@ -93,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
   const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, kernel_size, stride, padding,
-                   dilation, groups, offset_scale, remove_center, mask_is_logits);
+      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
+                   remove_center, mask_is_logits);
   check_grad_output(problem, grad_output, input);
   const DType dtype = dtype_of(input);
   const bool ordered = at::globalContext().deterministicAlgorithms();
