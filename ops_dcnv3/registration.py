@@ -16,9 +16,7 @@ from torch import Tensor
 
 from .geometry import output_size, pairs
 
-_OPTIONS = (
-    'int[8] window, int groups, float offset_scale, bool remove_center, bool mask_is_logits'
-)
+_OPTIONS = 'int[8] window, int groups, float offset_scale, bool remove_center, bool mask_is_logits'
 
 
 def _forward_fake(input, offset, mask, window, *_options):
