@@ -83,9 +83,8 @@ Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
   const Tensor input = input_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
-                   remove_center, mask_is_logits);
+  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
+                                       groups, offset_scale, remove_center, mask_is_logits);
   const Tensor output = allocate(
       {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
   const Tensor offset_data = offset, mask_data = mask;  // bindings cannot be captured in C++17
@@ -109,9 +108,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
   const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
-                   remove_center, mask_is_logits);
+  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
+                                       groups, offset_scale, remove_center, mask_is_logits);
   check_grad_output(problem, grad_output, input);
   // Halves are summed in float32.
   const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;

@@ -65,9 +65,8 @@ Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
   const Tensor input = input_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
-                   remove_center, mask_is_logits);
+  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
+                                       groups, offset_scale, remove_center, mask_is_logits);
   const DType dtype = dtype_of(input);
   const Tensor output = at::empty(
       {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
@@ -90,9 +89,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
   const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
   const auto [offset, offset_stride] = readable(offset_);
   const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem =
-      make_problem(input, offset, mask, offset_stride, mask_stride, window, groups, offset_scale,
-                   remove_center, mask_is_logits);
+  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
+                                       groups, offset_scale, remove_center, mask_is_logits);
   check_grad_output(problem, grad_output, input);
   const DType dtype = dtype_of(input);
   const bool ordered = at::globalContext().deterministicAlgorithms();
