@@ -113,14 +113,16 @@ def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
+def _is_cpu_eager(x: Tensor) -> bool:
+    """Whether ``x`` is computed on the CPU, without compiler or tracer."""
+    return (
+        x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    )
+
+
 def is_cpu_inference(x: Tensor) -> bool:
     """Whether ``x`` is computed on the CPU, without gradients, compiler or tracer."""
-    return (
-        x.device.type == 'cpu'
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-    )
+    return not torch.is_grad_enabled() and _is_cpu_eager(x)
 
 
 # Pixels from which a convolution pays: below, laying out its weights takes longer than it saves.
@@ -131,11 +133,10 @@ def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
     """Whether ``linear(x, weight, bias)`` of ``(N, H, W, C)`` is faster as a 1x1 convolution.
 
     It is with oneDNN, which PyTorch takes for those on several threads, where the linear layer
-    would run on MKL: in float32 inference on the CPU. Not with gradients: oneDNN sums that of a
-    bias number by number, with tens of times the error. Measured on AMD Zen 4 (``docs/op.md``).
+    would run on MKL: in float32 on the CPU. Measured on AMD Zen 4 and 5 (``docs/op.md``).
     """
     return (
-        is_cpu_inference(x)
+        _is_cpu_eager(x)
         and x.dtype == weight.dtype == torch.float32
         and weight.device == x.device
         and x.shape[0] * x.shape[1] * x.shape[2] >= _CONVOLUTION_PIXELS
@@ -149,7 +150,13 @@ def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    output = nn.functional.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+    x, weight = x.permute(0, 3, 1, 2), weight[:, :, None, None]
+    if torch.is_grad_enabled():
+        # oneDNN would sum the gradient of a bias number by number, with tens of times the error.
+        output = nn.functional.conv2d(x, weight)
+        output += bias[:, None, None]
+    else:
+        output = nn.functional.conv2d(x, weight, bias)
     return output.permute(0, 2, 3, 1)
 
 
@@ -160,7 +167,8 @@ _convolve_and_activate: Any = getattr(torch.ops.mkldnn, '_convolution_pointwise'
 
 def _fuses_gelu(act: nn.Module) -> bool:
     return (
-        type(act) is nn.GELU
+        not torch.is_grad_enabled()
+        and type(act) is nn.GELU
         and act.approximate == 'none'
         and not has_hooks(act)
         and _convolve_and_activate is not None
