@@ -223,7 +223,7 @@ POINTERS = {torch.float32: 'fp32', torch.float64: 'fp64', torch.bfloat16: 'bf16'
 def compile(kernel, dtype, target, group_channels, logits):
     tensors = [torch.empty(1, 7, 9, 2 * c, dtype=dtype, device='meta')
                for c in (group_channels, 18, 9)]
-    options = ((3, 3), (1, 1), (1, 1), (1, 1), 2, 1.0, False, logits)
+    options = ((3, 3, 1, 1, 1, 1, 1, 1), 2, 1.0, False, logits)
     _, arguments = triton_kernels._arguments(*tensors, *options)
     arguments.update(triton_kernels._blocks(arguments))
     signature, constants, attributes = {}, {}, {}

@@ -250,7 +250,7 @@ inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSourc
       const Real fx = x - P::real(x0), fy = y - P::real(y0);
       const Real gx = S(1) - fx, top = mask * (S(1) - fy), bottom = mask * fy;
       P::store_quads(top * gx, top * fx, bottom * gx, bottom * fx, weight);
-      store_pack(y0 * row + x0, points.pixel + at + p);
+      store_pack(P::index(x0, y0, row), points.pixel + at + p);
       store_pack(no + kBoth, points.columns + at + p);
       store_pack(no + kBoth, points.rows + at + p);
       if (kBackward) {

@@ -270,6 +270,10 @@ struct Pack {
     return (x >= 0) & (x < width) & (y >= 0) & (y < height);
   }
   static bool below(Int x, int32_t size) { return uint32_t(x) < uint32_t(size); }
+  // Of column x and line y in an image of this width; overflow is allowed, for unused numbers.
+  static Int index(Int x, Int y, int32_t width) {
+    return Int(uint32_t(y) * uint32_t(width) + uint32_t(x));
+  }
   static Real power_of_two(Int exponent) { return Real(from_bits(uint32_t(exponent + 127) << 23)); }
 
   // S from (x, y) pairs, and back
@@ -357,6 +361,9 @@ struct Pack<float> {
   }
 #endif
   static Mask below(Int x, int32_t size) { return Mask(Unsigned(x) < uint32_t(size)); }
+  static Int index(Int x, Int y, int32_t width) {
+    return Int(Unsigned(y) * uint32_t(width) + Unsigned(x));
+  }
   static Real power_of_two(Int exponent) { return Real((exponent + 127) << 23); }
 
   static Real even(Real a, Real b) { return DCNV3_SHUFFLE(a, b, DCNV3_EVEN); }
