@@ -114,9 +114,14 @@ def is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 def _is_cpu_eager(x: Tensor) -> bool:
-    """Whether ``x`` is computed on the CPU, without compiler or tracer."""
+    """Whether ``x`` is computed on the CPU, without compiler, tracer or transform (torch.func)."""
     return (
-        x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+        x.device.type == 'cpu'
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        # Private: there is no public way to ask. vmap refuses to add to a tensor in place what has
+        # one more dimension.
+        and torch._C._functorch.peek_interpreter_stack() is None
     )
 
 
@@ -129,7 +134,15 @@ def is_cpu_inference(x: Tensor) -> bool:
 _CONVOLUTION_PIXELS = 1000
 
 
-def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
+def _full_precision() -> bool:
+    """Whether float32 matrix products are to be computed in float32."""
+    try:
+        return torch.get_float32_matmul_precision() == 'highest'
+    except RuntimeError:  # something was set by the newer fp32_precision
+        return False
+
+
+def _runs_as_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether ``linear(x, weight, bias)`` of ``(N, H, W, C)`` is faster as a 1x1 convolution.
 
     It is with oneDNN, which PyTorch takes for those on several threads, where the linear layer
@@ -137,12 +150,12 @@ def _runs_as_convolution(x: Tensor, weight: Tensor) -> bool:
     """
     return (
         _is_cpu_eager(x)
-        and x.dtype == weight.dtype == torch.float32
+        and x.dtype == weight.dtype == bias.dtype == torch.float32
         and weight.device == x.device
         and x.shape[0] * x.shape[1] * x.shape[2] >= _CONVOLUTION_PIXELS
         and not torch.is_autocast_enabled('cpu')
         and torch.get_num_threads() > 1
-        and torch.get_float32_matmul_precision() == 'highest'
+        and _full_precision()
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
@@ -181,16 +194,17 @@ def _fuses_gelu(act: nn.Module) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``nn.functional.linear`` of a channels-last map ``(N, H, W, C)``, the fastest way."""
-    run = _convolve if _runs_as_convolution(x, weight) else nn.functional.linear
+    run = _convolve if _runs_as_convolution(x, weight, bias) else nn.functional.linear
     return run(x, weight, bias)
 
 
 def apply_linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
     """``layer(x)`` for ``(N, H, W, C)``, or ``act(layer(x))``, the fastest way.
 
-    A plain linear layer runs as a convolution where that pays, which computes an exact GELU too.
+    A plain linear layer runs as a convolution where that pays, which in inference computes an exact
+    GELU too.
     """
-    if not (is_plain_linear(layer) and _runs_as_convolution(x, layer.weight)):
+    if not (is_plain_linear(layer) and _runs_as_convolution(x, layer.weight, layer.bias)):
         output = layer(x)
     elif act is not None and _fuses_gelu(act):
         weight, x = layer.weight[:, :, None, None], x.permute(0, 3, 1, 2)

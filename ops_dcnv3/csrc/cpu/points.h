@@ -210,7 +210,8 @@ struct AxisWeights {
 
 // Weights and corner indices of `count` points of one output pixel, from its point `first` on, for
 // the points of the tile from `at` on, whose masks are there; with kBackward fractions as well.
-// Returns whether all corners are in the image. Writes up to a register more.
+// Returns whether all corners are in the image; false for sides beyond 2^24, which makes no
+// difference to results. Writes up to a register more.
 template <bool kBackward, typename T, typename S>
 inline bool locate(const Problem& problem, const Grid<S>& grid, const PointSource<T>& source,
                    int64_t pixel, int64_t out_y, int64_t out_x, int64_t first, int64_t count,
@@ -316,7 +317,7 @@ DCNV3_INLINE void prefetch(const T* from, int64_t elements) {
 // memory, and follows no pattern for hardware to see.
 constexpr int64_t kTilesAhead = 8, kRowsAhead = 4;
 
-// Whether to do so: not if the second-level cache is likely to hold all that is read anyway.
+// Whether to do so: not if the second-level cache is likely to hold images, offsets and masks.
 template <typename T>
 bool prefetches(const Problem& problem) {
   constexpr int64_t kCacheBytes = 1 << 20;
