@@ -174,7 +174,12 @@ def explain_backend(device: torch.device | str = 'cpu', backend: str | None = No
 
 
 def select_backend(device: torch.device, backend: str | None) -> tuple[str, str]:
-    """Return the backend to run and what decided it."""
+    """Return the backend to run and what decided it.
+
+    Raises:
+        ValueError: Unknown backend name.
+        RuntimeError: The backend asked for cannot run on ``device``.
+    """
     for name, source in (
         (backend, 'argument backend='),
         (_context, 'context manager use_backend()'),

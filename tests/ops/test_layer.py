@@ -330,8 +330,8 @@ def test_gradients_of_a_linear_layer_as_a_convolution(trained, strided, two_thre
         assert error < 3 * allowed + (1e-7 if name == 'bias' else 1e-6) * truths[name].norm()
 
 
-def test_transforms_of_a_linear_layer_as_a_convolution(two_threads):
-    """Second and forward-mode derivatives, and gradients of each of several inputs."""
+def test_derivatives_and_transforms_of_a_large_linear_layer(two_threads):
+    """Second derivatives, of a convolution, and transforms of torch.func, of a linear layer."""
     layer, x = nn.Linear(16, 37), torch.randn(LARGE, requires_grad=True)
 
     def total(call, x):
