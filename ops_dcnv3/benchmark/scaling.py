@@ -26,6 +26,9 @@ ROUNDS = 4
 CALL_SIDE = 4
 """Side of the image with a single output pixel, whose time is that of the call itself."""
 
+AIM = 1.5
+"""How much longer than the least the time per output pixel should be at most."""
+
 MAX_PIXELS = 2**20
 """Output pixels of the largest case; in float32 all cases together take about 6 GiB."""
 
@@ -140,28 +143,55 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
                 'speed-up',
             )
         )
-        for row in rows:
-            values = row[key]
+        ratios = {name: _over_least(rows, key, name) for name in _TIMES}
+        for i, row in enumerate(rows):
             cells = []
-            for name in ('ns_per_pixel', 'net_ns_per_pixel'):
-                # What a case takes longer than a call may be lost in noise.
-                positive = [
-                    r[key][name]
-                    for r in rows
-                    if r['threads'] == row['threads']
-                    and r['side'] != CALL_SIDE
-                    and r[key][name] > 0
-                ]
-                ratio = f'{values[name] / min(positive):.2f}x' if positive else '-'
-                cells += [f'{values[name]:.1f}', ratio if values[name] > 0 else '-']
+            for name in _TIMES:
+                ratio = ratios[name][i]
+                cells += [f'{row[key][name]:.1f}', '-' if ratio is None else f'{ratio:.2f}x']
             print(
                 line.format(
                     row['side'],
                     row['batch'],
                     row['threads'],
-                    f'{values["ms"]:.3f}',
+                    f'{row[key]["ms"]:.3f}',
                     *cells,
-                    f'{values["speed_up"]:.2f}x',
+                    f'{row[key]["speed_up"]:.2f}x',
                 )
             )
+        for name, meaning in _TIMES.items():
+            cases = [
+                (ratio, row)
+                for ratio, row in zip(ratios[name], rows, strict=True)
+                if ratio is not None and row['side'] != CALL_SIDE
+            ]
+            if not cases:
+                continue
+            most, row = max(cases, key=lambda case: case[0])
+            within = sum(ratio <= AIM for ratio, _ in cases)
+            print(
+                f'{meaning}: at most {most:.2f}x the least (image {row["side"]}, batch '
+                f'{row["batch"]}, threads {row["threads"]}), {within} of {len(cases)} within {AIM}x'
+            )
     print(f'\nnet: without the time of a call on one output pixel, image {CALL_SIDE}')
+
+
+_TIMES = {'ns_per_pixel': 'time per output pixel', 'net_ns_per_pixel': 'net'}
+
+
+def _over_least(rows: Sequence[dict[str, Any]], key: str, name: str) -> list[float | None]:
+    """Return each row's time over the least with as many threads, or None where it is not positive.
+
+    What a case takes longer than a call may be lost in noise.
+    """
+    least: dict[int, float] = {}
+    for row in rows:
+        if row['side'] != CALL_SIDE and row[key][name] > 0:
+            threads = row['threads']
+            least[threads] = min(row[key][name], least.get(threads, math.inf))
+    return [
+        row[key][name] / least[row['threads']]
+        if row[key][name] > 0 and row['threads'] in least
+        else None
+        for row in rows
+    ]

@@ -7,6 +7,8 @@
 
 #include <tuple>
 
+#include "register.h"
+
 namespace {
 
 using at::Tensor;
@@ -124,6 +126,8 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ops_dcnv3, Autograd, library) {
-  library.impl("forward", &forward);
-  library.impl("backward", &backward);
+  dcnv3::registering([&] {
+    library.impl("forward", &forward);
+    library.impl("backward", &backward);
+  });
 }

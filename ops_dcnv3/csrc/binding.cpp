@@ -3,7 +3,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
-#include <Python.h>
 #include <torch/library.h>
 
 #if defined(__linux__)
@@ -12,11 +11,13 @@
 #endif
 
 #include <algorithm>
+#include <string>
 #include <tuple>
 
 #include "arguments.h"
 #include "cpu/backward_bands.h"
 #include "cpu/dcnv3_cpu.h"
+#include "register.h"
 
 namespace {
 
@@ -159,14 +160,20 @@ TORCH_LIBRARY_FRAGMENT(ops_dcnv3, library) {
 }
 
 TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
-  library.impl("forward", &forward);
-  library.impl("backward", &backward);
-  library.impl("load_bound", &load_bound);
+  dcnv3::registering([&] {
+    library.impl("forward", &forward);
+    library.impl("backward", &backward);
+    library.impl("load_bound", &load_bound);
+  });
 }
 
-// An empty Python module: importing it runs the registration above.
+std::string& dcnv3::registration_error() {
+  static std::string error;
+  return error;
+}
+
 extern "C" PyMODINIT_FUNC PyInit__C(void) {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  return dcnv3::make_module(&module);
 }

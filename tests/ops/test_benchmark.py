@@ -468,6 +468,29 @@ def test_scaling(capsys):
     assert 'three parts of those above 16384 output pixels' in capsys.readouterr().out
 
 
+def test_scaling_sums_up(capsys):
+    def row(side, threads, ns, net):
+        times = dict(ms=1.0, ns_per_pixel=ns, net_ns_per_pixel=net, speed_up=1.0)
+        return dict(
+            side=side,
+            batch=1,
+            threads=threads,
+            backend='cpu',
+            forward=times,
+            forward_backward=times,
+        )
+
+    # A call, whose own ratios do not count, and columns of their own for each number of threads.
+    rows = [row(4, 1, 900.0, 0.0), row(4, 2, 900.0, 0.0)]
+    rows += [row(64, 1, 80.0, 40.0), row(64, 2, 50.0, -1.0)]
+    rows += [row(128, 1, 40.0, 50.0), row(128, 2, 40.0, 20.0)]
+    scaling.report(rows)
+    output = capsys.readouterr().out.splitlines()
+    ratio = 'at most {}x the least (image {}, batch 1, threads 1), {} within 1.5x'
+    assert output.count('time per output pixel: ' + ratio.format('2.00', 64, '3 of 4')) == 2
+    assert output.count('net: ' + ratio.format('1.25', 128, '3 of 3')) == 2
+
+
 @pytest.mark.parametrize('wrong', [None, (0, 0), (0, 31), (1, 18), (2, 0), (2, 31)])
 @pytest.mark.parametrize('result', [0, 1])
 @pytest.mark.parametrize('pixels', [3 * 32 * 32, 32 * 32, 24 * 32])

@@ -213,6 +213,28 @@ def test_an_extension_without_autograd_is_refused():
     assert "dcnv3 on cpu runs on backend 'reference'" in output
 
 
+def test_an_extension_of_other_sources_is_refused():
+    """Its functions do not fit the operators; PyTorch's exception must not end the process."""
+    program = (
+        'import torch\n'
+        'define = torch.library.define\n'
+        'def define_newer(name, schema):\n'
+        "    define(name, schema.replace('int groups', 'int groups, int newer'))\n"
+        'torch.library.define = define_newer\n'
+        'from ops_dcnv3 import available_backends, dcnv3\n'
+        "print(available_backends()['cpu'])\n"
+        'input = torch.ones(1, 2, 2, 1, requires_grad=True)\n'
+        'output = dcnv3(input, torch.zeros(1, 2, 2, 18), torch.ones(1, 2, 2, 9), groups=1)\n'
+        'output.sum().backward()\n'
+        'print(output.flatten().tolist(), input.grad.flatten().tolist())\n'
+    )
+    command = [sys.executable, '-W', 'ignore', '-c', program]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert 'does not load' in lines[0] and 'built from other sources (' in lines[0]
+    assert 'pip install' in lines[0]
+    assert lines[1] == '[4.0, 4.0, 4.0, 4.0] [4.0, 4.0, 4.0, 4.0]'
+
+
 def test_backend_order_of_precedence(monkeypatch):
     device = torch.device('cpu')
     monkeypatch.setattr(backends, '_ENVIRONMENT', 'reference')

@@ -4,15 +4,16 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-#include <Python.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include <string>
 #include <tuple>
 
 #include "../arguments.h"
+#include "../register.h"
 #include "dcnv3_cuda.h"
 
 namespace {
@@ -120,13 +121,19 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
-  library.impl("forward", &forward);
-  library.impl("backward", &backward);
+  dcnv3::registering([&] {
+    library.impl("forward", &forward);
+    library.impl("backward", &backward);
+  });
 }
 
-// An empty Python module: importing it runs the registration above.
+std::string& dcnv3::registration_error() {
+  static std::string error;
+  return error;
+}
+
 extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  return dcnv3::make_module(&module);
 }
