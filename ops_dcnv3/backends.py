@@ -35,7 +35,7 @@ def _load_extension(name: str, what: str, compiler: str) -> str | None:
         importlib.import_module(f'ops_dcnv3.{name}')
     except ModuleNotFoundError:
         return f'the {what} is not installed (it was built without {compiler})'
-    except (ImportError, OSError) as error:  # built for another torch, as a rule
+    except (ImportError, OSError) as error:  # built for another torch, or of other sources
         return f'the {what} does not load beside torch {torch.__version__}: {error}'
     return None
 

@@ -35,6 +35,8 @@ MAX_PIXELS = 2**20
 MAX_CHECKED_PIXELS = 2**14
 """Output pixels that are compared with ``reference`` at once: it needs 40 KiB each."""
 
+_TIMES = {'ns_per_pixel': 'time per output pixel', 'net_ns_per_pixel': 'net'}
+
 
 def run(
     dtype: str,
@@ -174,9 +176,6 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
                 f'{row["batch"]}, threads {row["threads"]}), {within} of {len(cases)} within {AIM}x'
             )
     print(f'\nnet: without the time of a call on one output pixel, image {CALL_SIDE}')
-
-
-_TIMES = {'ns_per_pixel': 'time per output pixel', 'net_ns_per_pixel': 'net'}
 
 
 def _over_least(rows: Sequence[dict[str, Any]], key: str, name: str) -> list[float | None]:

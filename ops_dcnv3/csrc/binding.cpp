@@ -156,7 +156,7 @@ void load_bound(const Tensor& input, int64_t groups) {
 
 // Of this library alone: it says something of these kernels, not of the op.
 TORCH_LIBRARY_FRAGMENT(ops_dcnv3, library) {
-  library.def("load_bound(Tensor input, int groups) -> ()");
+  dcnv3::registering([&] { library.def("load_bound(Tensor input, int groups) -> ()"); });
 }
 
 TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
@@ -172,7 +172,7 @@ std::string& dcnv3::registration_error() {
   return error;
 }
 
-extern "C" PyMODINIT_FUNC PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return dcnv3::make_module(&module);

@@ -4,23 +4,39 @@
 #include <Python.h>
 #include <c10/util/Exception.h>
 
+#include <exception>
 #include <string>
+
+#if defined(__GNUC__) && !defined(_WIN32)
+#define DCNV3_HIDDEN __attribute__((visibility("hidden")))
+#else
+#define DCNV3_HIDDEN
+#endif
 
 namespace dcnv3 {
 
-// Why a registration of this extension failed; empty if none did. Defined once in each extension.
-std::string& registration_error();
+// Why the first registration of this extension that failed did so; empty if none did. Each
+// extension defines its own; the static of an inline function would be one for the whole process.
+DCNV3_HIDDEN std::string& registration_error();
 
-// For the bodies of TORCH_LIBRARY_IMPL, which run while the extension is loaded, where an exception
-// ends the process. PyTorch throws one if registration.py declares other operators than these
-// functions have been compiled for: the sources changed and nobody has built them again.
+// For the bodies of TORCH_LIBRARY_..., which run while the extension is loaded, where an exception
+// ends the process. PyTorch throws one if functions do not fit the types of the operators that
+// registration.py declares: the sources have changed, and nobody has built them again.
 template <typename Body>
 void registering(Body body) {
+  const auto keep = [](const std::string& text) {
+    if (!registration_error().empty()) return;
+    const size_t start = text.find_first_not_of(" \n");  // some begin with an empty line
+    registration_error() = start == std::string::npos
+                               ? "no reason given"
+                               : text.substr(start, text.find('\n', start) - start);
+  };
   try {
     body();
   } catch (const c10::Error& error) {
-    const std::string text = error.what_without_backtrace();
-    registration_error() = text.substr(0, text.find('\n'));
+    keep(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    keep(error.what());
   }
 }
 

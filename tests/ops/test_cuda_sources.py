@@ -1,18 +1,20 @@
 """The CUDA sources compile without a warning, for every architecture listed that nvcc knows.
 
-Compiling shows nothing of the results; those are in test_cuda_emulated.py and, on a GPU,
-test_cuda.py.
+So does their binding, and one of other sources is refused. Compiling shows nothing of the results;
+those are in test_cuda_emulated.py and, on a GPU, test_cuda.py.
 """
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import include_paths, library_paths
 
 SOURCES = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
 NVCC = shutil.which('nvcc')
@@ -59,23 +61,82 @@ def test_kernels_compile_without_warnings(source, tmp_path):
     assert len(spills) == kernels and max(spills) <= LARGEST_SPILL
 
 
+def compile_binding(source, *options):
+    """Compile a source that includes headers of torch and Python."""
+    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
+    assert compiler, 'the tests of the CUDA binding need g++ or clang++'
+    run(
+        *compiler.split(),
+        *('-std=c++20', '-Wall', '-Wextra', '-Werror', '-DPy_LIMITED_API=0x030A0000'),
+        *options,
+        *(f'-isystem{path}' for path in include_paths()),
+        f'-isystem{sysconfig.get_paths()["include"]}',
+        str(source),
+    )
+
+
 @needs_nvcc
 def test_binding_compiles(tmp_path):
     """Against the headers of torch and CUDA. A torch without CUDA lacks one generated header."""
-    compiler = shutil.which('g++') or shutil.which('clang++')
     generated = tmp_path / 'c10' / 'cuda' / 'impl'
     generated.mkdir(parents=True)
     if torch.version.cuda is None:
         (generated / 'cuda_cmake_macros.h').write_text('')
     (tmp_path / 'empty.cu').write_text('')
     toolkit = Path(run(NVCC, '--dryrun', str(tmp_path / 'empty.cu')).split('TOP=')[1].split()[0])
-    run(
-        compiler,
-        *('-std=c++17', '-fsyntax-only', '-Wall', '-Wextra', '-Werror'),
-        '-DPy_LIMITED_API=0x030A0000',
-        f'-I{tmp_path}',
-        *(f'-isystem{path}' for path in include_paths()),
-        f'-isystem{toolkit / "include"}',
-        f'-isystem{sysconfig.get_paths()["include"]}',
-        str(SOURCES / 'binding_cuda.cpp'),
-    )
+    cuda = f'-isystem{toolkit / "include"}'
+    compile_binding(SOURCES / 'binding_cuda.cpp', '-fsyntax-only', f'-I{tmp_path}', cuda)
+
+
+OLD_BINDING = """
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include "register.h"
+
+at::Tensor forward(const at::Tensor& input) { return input; }
+
+TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
+  dcnv3::registering([&] { library.impl("forward", &forward); });
+}
+
+std::string& dcnv3::registration_error() {
+  static std::string error;
+  return error;
+}
+
+PyMODINIT_FUNC PyInit__C_cuda(void) {
+  static struct PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return dcnv3::make_module(&module);
+}
+"""
+LOAD_OLD_BINDING = """
+import importlib.util, sys
+import torch
+finder = importlib.util.spec_from_file_location('ops_dcnv3._C_cuda', sys.argv[1])
+class Finder:
+    def find_spec(name, *_):
+        return finder if name == 'ops_dcnv3._C_cuda' else None
+sys.meta_path.insert(0, Finder)
+torch.cuda.is_available = lambda: True
+from ops_dcnv3 import available_backends
+for name in ('cpu', 'cuda'):
+    print(*available_backends(name)[name])
+"""
+
+
+def test_cuda_extension_of_other_sources_is_refused(tmp_path):
+    """One that was not built again beside a newer ``_C``, whose functions have other arguments.
+
+    PyTorch tells so in a text that begins with an empty line.
+    """
+    (tmp_path / 'old.cpp').write_text(OLD_BINDING)
+    extension = tmp_path / '_C_cuda.abi3.so'
+    libraries = '-Wl,--no-as-needed', '-ltorch_cpu', '-lc10', *(f'-L{p}' for p in library_paths())
+    options = ('-fPIC', '-shared', f'-I{SOURCES.parent}', *libraries, '-o', str(extension))
+    compile_binding(tmp_path / 'old.cpp', *options)
+    cpu, cuda = run(sys.executable, '-c', LOAD_OLD_BINDING, str(extension)).splitlines()[-2:]
+    assert cpu == 'True compiled C++ kernels'
+    assert cuda.startswith('False the CUDA extension does not load beside torch')
+    assert 'it was built from other sources (Mismatch in kernel C++ signatures)' in cuda

@@ -132,7 +132,7 @@ std::string& dcnv3::registration_error() {
   return error;
 }
 
-extern "C" PyMODINIT_FUNC PyInit__C_cuda(void) {
+PyMODINIT_FUNC PyInit__C_cuda(void) {
   static struct PyModuleDef module = {
       PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return dcnv3::make_module(&module);
