@@ -179,7 +179,12 @@ class BuildExt(build_ext):
     """Hands over to torch's build_ext, only once something is really to be built."""
 
     def run(self):
+        wanted = os.environ.get('OPS_DCNV3_CUDA', 'auto')
+        if wanted not in ('0', '1', 'auto'):
+            raise SystemExit(f'OPS_DCNV3_CUDA must be 0, 1 or auto, got {wanted!r}')
         if not has_compiler():
+            if wanted == '1':
+                raise SystemExit('OPS_DCNV3_CUDA is 1, but no C++ compiler is found')
             warnings.warn(
                 'No C++ compiler found: ops_dcnv3 is installed without its compiled kernels and '
                 'runs on its slow PyTorch backend. Install a C++20 compiler (g++ or clang++) and '
@@ -190,9 +195,6 @@ class BuildExt(build_ext):
             return
         build = torch_build_ext()
         self._build(build, EXTENSION)
-        wanted = os.environ.get('OPS_DCNV3_CUDA', 'auto')
-        if wanted not in ('0', '1', 'auto'):
-            raise SystemExit(f'OPS_DCNV3_CUDA must be 0, 1 or auto, got {wanted!r}')
         obstacle = cuda_obstacle()
         if obstacle is None:
             try:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the CUDA kernels on a machine with a GPU, test them, measure them, and write one report.
+# On a machine with a GPU: build the CUDA kernels, test them and the Triton ones, measure both, and
+# write one report.
 #
 #   tools/gpu_check.sh [--out REPORT] [--official DIR] [--dcnv4 DIR]
 #
@@ -25,11 +26,11 @@ while [ $# -gt 0 ]; do
     --official)
       official=$(realpath -e "${2:?--official needs a folder}") || fail "no folder $2"
       theirs+=":$official:$official/functions"
-      probabilities+=(dcnv3_func:DCNv3Function)
+      probabilities=(--against dcnv3_func:DCNv3Function)
       ;;
     --dcnv4)
       theirs+=":$(realpath -e "${2:?--dcnv4 needs a folder}")" || fail "no folder $2"
-      logits+=(against:dcnv4)
+      logits=(--against against:dcnv4)
       ;;
     *) fail "unknown argument $1; see the head of this file" ;;
   esac
@@ -60,23 +61,31 @@ step 'Machine' nvidia-smi
 step 'Versions' "$python" -c 'import sys, torch; print(sys.version, torch.__version__, torch.version.cuda)'
 step 'Build' env OPS_DCNV3_CUDA=1 "$python" setup.py build_ext --build-lib "$work/lib" \
   --build-temp "$work/temp"
-# The package beside the extension just built, so that nothing has to be installed.
+# The package beside the extension just built, so that nothing has to be installed. Triton needs no
+# extension, so a failed build does not keep it from its tests.
+mkdir -p "$work/lib/ops_dcnv3"
 cp -r ops_dcnv3/*.py ops_dcnv3/benchmark "$work/lib/ops_dcnv3/"
 export PYTHONPATH="$work/lib"
 cp -r tests "$work/tests"
-step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
 # From a folder without an ops_dcnv3 of its own, which Python would import instead.
 here=$PWD
 cd "$work" || exit 2
 case $report in /*) ;; *) report=$here/$report ;; esac
-step 'Tests' "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
-  -o pythonpath="tests tests/ops" tests/ops/test_cuda.py
+# Its interpreter proves nothing about a GPU.
+unset TRITON_INTERPRET
+step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
+# One process for each file, because after a fault in a kernel no other runs in the same process. The
+# first two files match by their names, of the last, which is about all backends, the cases for a GPU.
+for tests in test_cuda.py test_triton.py test_values.py; do
+  step "Tests, $tests" "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
+    -o pythonpath="tests tests/ops" -k 'cuda or triton' "tests/ops/$tests"
+done
 export PYTHONPATH="$work/lib:$work/tests/ops$theirs"
 for dtype in bfloat16 float16 float32; do
   step "Benchmark, $dtype" "$python" -m ops_dcnv3.benchmark --device cuda --dtype "$dtype" \
-    --against ${probabilities[@]+"${probabilities[@]}"}
+    "${probabilities[@]}"
   step "Benchmark, $dtype, softmax in the op" "$python" -m ops_dcnv3.benchmark --device cuda \
-    --dtype "$dtype" --logits --against ${logits[@]+"${logits[@]}"}
+    --dtype "$dtype" --logits "${logits[@]}"
 done
 cd "$here" || exit 2
 echo

@@ -33,7 +33,7 @@ def parse_image(text: str) -> tuple[int, int]:
     return parse_sizes(text, 'H,W')  # type: ignore[return-value]
 
 
-def main(argv: list[str] | None = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser('python -m ops_dcnv3.benchmark', description=__doc__)
     parser.add_argument('--shapes', nargs='+', type=parse_shape, metavar='N,H,W,G,C')
     parser.add_argument('--logits', action='store_true', help='masks as logits, softmax in the op')
@@ -63,6 +63,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
     parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each call')
     parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     if args.threads is not None:
