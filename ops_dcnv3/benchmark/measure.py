@@ -7,6 +7,7 @@ import ctypes
 import gc
 import importlib.metadata
 import math
+import os
 import platform
 import statistics
 import time
@@ -51,6 +52,7 @@ def machine(device: str) -> dict[str, str | int | None]:
         'torch': str(torch.__version__),
         'triton': version('triton'),
         'CUDA': torch.version.cuda,
+        'mmpretrain': version('mmpretrain'),
     }
 
 
@@ -141,6 +143,16 @@ def measure_calls(
         for name, call in calls.items():
             peak = peak_bytes(call, device)
             row[name]['peak_mib'] = None if peak is None else peak / MIB
+
+
+def memory_bytes(device: str) -> float:
+    """Return the memory of the GPU or of the machine; infinite where the system does not tell."""
+    if device == 'cuda':
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):
+        return math.inf
 
 
 @contextlib.contextmanager

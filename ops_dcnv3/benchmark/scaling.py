@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,8 +30,12 @@ CALL_SIDE = 4
 AIM = 1.5
 """How much longer than the least the time per output pixel should be at most."""
 
-MAX_PIXELS = 2**20
-"""Output pixels of the largest case; in float32 all cases together take about 6 GiB."""
+NUMBERS_PER_PIXEL = 64 + 72 + 36 + 64
+"""Of input, offset, mask and output gradient. Those of all cases are kept, and a call makes as many
+again."""
+
+USED_MEMORY = 0.7
+"""Share of the memory that may be used; in float32 all cases together need about 10 GiB."""
 
 MAX_CHECKED_PIXELS = 2**14
 """Output pixels that are compared with ``reference`` at once: it needs 40 KiB each."""
@@ -48,6 +53,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Time the backend that calls get by default, on one thread and on all that torch now has.
 
+    The largest cases are left out, with a warning, where they do not fit the memory.
+
     Memory that is freed is kept (:func:`measure.freed_memory_kept`): else the largest cases would
     show how the system hands out and clears new pages for their results.
 
@@ -63,11 +70,10 @@ def run(
     most = torch.get_num_threads()
     rows: list[dict[str, Any]] = []
     timed = []
-    for side, batch in [(CALL_SIDE, 1), *itertools.product(sides, batches)]:
+    cases = _fitting(list(itertools.product(sides, batches)), getattr(torch, dtype), device)
+    for side, batch in [(CALL_SIDE, 1), *cases]:
         shape = (batch, side // 4, side // 4, 4, 16)
-        pixels = batch * (side // 4) ** 2
-        if pixels > MAX_PIXELS:
-            continue
+        pixels = _pixels(side, batch)
         tensors, grad = op.make_inputs(shape, getattr(torch, dtype), device, logits)
         check(call, tensors, grad, logits, dtype)
         counts = (most,) if device == 'cuda' else sorted({1, most})
@@ -121,6 +127,28 @@ def check(call: op.Op, tensors: Sequence[Tensor], grad: Tensor, logits: bool, dt
         op.check([r[cut][:, inner] for r in results], [t[:, inner] for t in truths], dtype)
         if images == batch and rows == height:
             break
+
+
+def _pixels(side: int, batch: int) -> int:
+    return batch * (side // 4) ** 2
+
+
+def _fitting(
+    cases: Sequence[tuple[int, int]], dtype: torch.dtype, device: str
+) -> list[tuple[int, int]]:
+    """Return the cases (side, batch) but for the largest that do not fit; warn of these."""
+    room = USED_MEMORY * measure.memory_bytes(device)
+    used, fitting = 0, set()
+    for case in sorted(cases, key=lambda case: _pixels(*case)):
+        needed = _pixels(*case) * NUMBERS_PER_PIXEL * dtype.itemsize
+        if used + 2 * needed > room:
+            warnings.warn(
+                f'left out for want of memory: image {case[0]}, batch {case[1]}', stacklevel=3
+            )
+            continue
+        used += needed
+        fitting.add(case)
+    return [case for case in cases if case in fitting]
 
 
 def _call_on(threads: int, call: measure.Call) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import types
+import warnings
 
 import pytest
 import torch
@@ -466,6 +467,23 @@ def test_scaling(capsys):
         assert net == pytest.approx((own - call) * 1e6, abs=1e-3)
     scaling.report(rows)
     assert 'three parts of those above 16384 output pixels' in capsys.readouterr().out
+
+
+def test_scaling_leaves_out_what_does_not_fit(monkeypatch):
+    """The largest case with the image of a call's results; smaller ones of both kinds stay."""
+    sides, batches = (64, 128), (1, 4)
+    pixels = 256 * (1 + 4 + 4 + 16) + 256 * 16  # inputs of all, and the results of the largest
+    monkeypatch.setattr(measure, 'memory_bytes', lambda device: pixels * 236 * 4 / 0.7 + 1)
+    times = dict(dtype='float32', device='cpu', seconds=0, logits=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        rows = scaling.run(**times, sides=sides, batches=batches)
+    assert len({(row['side'], row['batch']) for row in rows}) == 5
+    monkeypatch.setattr(measure, 'memory_bytes', lambda device: pixels * 236 * 4 / 0.7 - 1e3)
+    with pytest.warns(UserWarning, match='left out for want of memory: image 128, batch 4'):
+        rows = scaling.run(**times, sides=sides, batches=batches)
+    cases = {(row['side'], row['batch']) for row in rows}
+    assert cases == {(4, 1), (64, 1), (64, 4), (128, 1)}
 
 
 def test_scaling_sums_up(capsys):
