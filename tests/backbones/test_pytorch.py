@@ -34,6 +34,31 @@ def test_one_graph_for_all_image_sizes(model):
             torch.testing.assert_close(gradient, truth)
 
 
+@pytest.mark.timeout(900)
+def test_default_compiler_in_inference(model):
+    """Which writes and compiles C++: one program for all image sizes."""
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.inference_mode():
+        for size in SIZES:
+            x = images(2, 3, *size)
+            for output, truth in zip(compiled(x), model(x), strict=True):
+                torch.testing.assert_close(output, truth)
+
+
+@pytest.mark.timeout(900)
+def test_default_compiler_in_training(model):
+    """For one image size; before torch 2.15 it fails for dynamic ones, docs/op.md."""
+    torch.compiler.reset()
+    x = images(2, 3, 33, 47)
+    outputs = torch.compile(model, fullgraph=True, dynamic=False)(x)
+    expected = model(x)
+    for output, truth in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, truth)
+    for gradient, truth in zip(gradients(model, outputs), gradients(model, expected), strict=True):
+        torch.testing.assert_close(gradient, truth)
+
+
 def test_export_with_dynamic_height_and_width(model, tmp_path):
     height, width = (torch.export.Dim(name, min=33, max=4096) for name in ('height', 'width'))
     program = torch.export.export(
