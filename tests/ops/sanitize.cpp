@@ -79,7 +79,7 @@ Problem random_problem(int round) {
 }
 
 float decode(float value) { return value; }
-float decode(double value) { return float(value); }
+double decode(double value) { return value; }
 float decode(BFloat16 value) {
   union {
     uint32_t bits;
@@ -359,11 +359,15 @@ int main(int argc, char** argv) {
     generator.seed(round);
     const Problem p = random_problem(round);
     print(round, p);
+    // About three times the largest errors of 4000 rounds: 7.6e-15, 8.3e-6, 3.9e-3 and 4.8e-4.
+    // Those of 16 bits are half a unit in the last place, as in op_cases.py. The one of float32 is
+    // larger than there: images are up to 90 columns wide, where float32 rounds positions the most,
+    // and scales are random. float64 need not allow for the precision of recorded data.
     for (Wild where : {Wild::kNone, Wild::kOffset, Wild::kAll}) {
-      check<double>(p, 1e-12, where);
-      check<float>(p, 5e-4, where);
-      check<BFloat16>(p, 2e-2, where);
-      check<Float16>(p, 5e-3, where);
+      check<double>(p, 2.5e-14, where);
+      check<float>(p, 2.5e-5, where);
+      check<BFloat16>(p, 1.1e-2, where);
+      check<Float16>(p, 1.3e-3, where);
     }
   }
   std::printf("Kernels:");
