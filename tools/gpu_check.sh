@@ -71,12 +71,12 @@ cp -r tests "$work/tests"
 here=$PWD
 cd "$work" || exit 2
 case $report in /*) ;; *) report=$here/$report ;; esac
-# Its interpreter proves nothing about a GPU.
+# Triton's interpreter proves nothing about a GPU.
 unset TRITON_INTERPRET
 step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
-# One process for each file, because after a fault in a kernel no other runs in the same process. The
-# first two files match by their names, of the last, which is about all backends, the cases for a GPU.
-for tests in test_cuda.py test_triton.py test_values.py; do
+# One process for each file, because after a fault in a kernel no other runs in the same process. All
+# of the first two are run, whose names match, and of the others the cases of Triton.
+for tests in test_cuda.py test_triton.py test_values.py test_operator.py; do
   step "Tests, $tests" "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
     -o pythonpath="tests tests/ops" -k 'cuda or triton' "tests/ops/$tests"
 done

@@ -7,8 +7,8 @@ import ctypes
 import gc
 import importlib.metadata
 import math
-import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def machine(device: str) -> dict[str, str | int | None]:
         'torch': str(torch.__version__),
         'triton': version('triton'),
         'CUDA': torch.version.cuda,
-        'mmpretrain': version('mmpretrain'),
+        'mmpretrain': version('mmpretrain') or version('onedl-mmpretrain'),
     }
 
 
@@ -145,14 +145,27 @@ def measure_calls(
             row[name]['peak_mib'] = None if peak is None else peak / MIB
 
 
-def memory_bytes(device: str) -> float:
-    """Return the memory of the GPU or of the machine; infinite where the system does not tell."""
+def available_bytes(device: str) -> float:
+    """Return the memory that can be had, on Linux or a GPU; infinite elsewhere.
+
+    Within a container at most what it may use.
+    """
     if device == 'cuda':
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (AttributeError, OSError, ValueError):
-        return math.inf
+        return torch.cuda.mem_get_info()[0]
+    room = math.inf
+    for path, pattern, unit in (
+        ('/proc/meminfo', r'MemAvailable: *(\d+) kB', 1024),
+        ('/sys/fs/cgroup/memory.max', r'(\d+)', 1),
+        ('/sys/fs/cgroup/memory/memory.limit_in_bytes', r'(\d+)', 1),
+    ):
+        try:
+            with open(path, encoding='ascii') as file:
+                found = re.search(pattern, file.read())
+        except OSError:
+            continue
+        if found:
+            room = min(room, int(found[1]) * unit)
+    return room
 
 
 @contextlib.contextmanager

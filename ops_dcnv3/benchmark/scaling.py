@@ -31,14 +31,17 @@ AIM = 1.5
 """How much longer than the least the time per output pixel should be at most."""
 
 NUMBERS_PER_PIXEL = 64 + 72 + 36 + 64
-"""Of input, offset, mask and output gradient. Those of all cases are kept, and a call makes as many
-again."""
+"""Of input, offset, mask and output gradient. Those of all cases are kept; while a case is made or
+run there are as many again, of which halves have some in float32."""
 
 USED_MEMORY = 0.7
-"""Share of the memory that may be used; in float32 all cases together need about 10 GiB."""
+"""Share of the available memory that may be used; in float32 all cases need about 11 GiB."""
 
 MAX_CHECKED_PIXELS = 2**14
-"""Output pixels that are compared with ``reference`` at once: it needs 40 KiB each."""
+"""Output pixels that are compared with ``reference`` at once."""
+
+CHECK_BYTES = 40 * 2**10 * MAX_CHECKED_PIXELS
+"""What ``reference`` needs for them."""
 
 _TIMES = {'ns_per_pixel': 'time per output pixel', 'net_ns_per_pixel': 'net'}
 
@@ -137,11 +140,12 @@ def _fitting(
     cases: Sequence[tuple[int, int]], dtype: torch.dtype, device: str
 ) -> list[tuple[int, int]]:
     """Return the cases (side, batch) but for the largest that do not fit; warn of these."""
-    room = USED_MEMORY * measure.memory_bytes(device)
+    room = USED_MEMORY * measure.available_bytes(device) - CHECK_BYTES
     used, fitting = 0, set()
     for case in sorted(cases, key=lambda case: _pixels(*case)):
-        needed = _pixels(*case) * NUMBERS_PER_PIXEL * dtype.itemsize
-        if used + 2 * needed > room:
+        numbers = _pixels(*case) * NUMBERS_PER_PIXEL
+        needed = numbers * dtype.itemsize
+        if used + needed + numbers * max(dtype.itemsize, 4) > room:
             warnings.warn(
                 f'left out for want of memory: image {case[0]}, batch {case[1]}', stacklevel=3
             )

@@ -13,6 +13,10 @@ from backbones.helpers import images, tiny, with_golden_weights
 # torch.compile always makes another graph.
 SIZES = [(64, 96), (33, 47), (65, 128), (100, 100), (160, 90)]
 
+# The default compiler fuses operators, whose sums then have another order on each processor.
+# Measured: 5e-6 of the norm of an output or gradient.
+FUSED = dict(rtol=1e-4, atol=5e-5)
+
 
 @pytest.fixture
 def model():
@@ -43,7 +47,7 @@ def test_default_compiler_in_inference(model):
         for size in SIZES:
             x = images(2, 3, *size)
             for output, truth in zip(compiled(x), model(x), strict=True):
-                torch.testing.assert_close(output, truth)
+                torch.testing.assert_close(output, truth, **FUSED)
 
 
 @pytest.mark.timeout(900)
@@ -54,9 +58,9 @@ def test_default_compiler_in_training(model):
     outputs = torch.compile(model, fullgraph=True, dynamic=False)(x)
     expected = model(x)
     for output, truth in zip(outputs, expected, strict=True):
-        torch.testing.assert_close(output, truth)
+        torch.testing.assert_close(output, truth, **FUSED)
     for gradient, truth in zip(gradients(model, outputs), gradients(model, expected), strict=True):
-        torch.testing.assert_close(gradient, truth)
+        torch.testing.assert_close(gradient, truth, **FUSED)
 
 
 def test_export_with_dynamic_height_and_width(model, tmp_path):

@@ -470,16 +470,17 @@ def test_scaling(capsys):
 
 
 def test_scaling_leaves_out_what_does_not_fit(monkeypatch):
-    """The largest case with the image of a call's results; smaller ones of both kinds stay."""
+    """The largest case, where its tensors and the results of a call do not; smaller ones stay."""
     sides, batches = (64, 128), (1, 4)
     pixels = 256 * (1 + 4 + 4 + 16) + 256 * 16  # inputs of all, and the results of the largest
-    monkeypatch.setattr(measure, 'memory_bytes', lambda device: pixels * 236 * 4 / 0.7 + 1)
+    needed = scaling.CHECK_BYTES + pixels * 236 * 4
+    monkeypatch.setattr(measure, 'available_bytes', lambda device: needed / 0.7 + 100)
     times = dict(dtype='float32', device='cpu', seconds=0, logits=False)
     with warnings.catch_warnings():
-        warnings.simplefilter('error')
+        warnings.filterwarnings('error', 'left out')
         rows = scaling.run(**times, sides=sides, batches=batches)
     assert len({(row['side'], row['batch']) for row in rows}) == 5
-    monkeypatch.setattr(measure, 'memory_bytes', lambda device: pixels * 236 * 4 / 0.7 - 1e3)
+    monkeypatch.setattr(measure, 'available_bytes', lambda device: needed / 0.7 - 100)
     with pytest.warns(UserWarning, match='left out for want of memory: image 128, batch 4'):
         rows = scaling.run(**times, sides=sides, batches=batches)
     cases = {(row['side'], row['batch']) for row in rows}

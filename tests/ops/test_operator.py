@@ -158,7 +158,7 @@ def test_functorch_transforms_are_refused():
 
 @pytest.mark.parametrize('backend', ['cpu', 'triton'])
 def test_autograd_keeps_the_three_tensors_alone(backend):
-    """As they are: the probabilities, and copies of the slices, would take memory until then."""
+    """As they are: the probabilities, or copies of slices, would take memory till the backward."""
     device = device_of(backend)
     input, offset, mask = inputs(torch.float32, requires_grad=False, device=device)
     offset, mask = torch.cat([offset, mask], -1).requires_grad_().split([36, 18], -1)

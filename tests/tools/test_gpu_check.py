@@ -15,7 +15,7 @@ printf '%s\t' "$PWD" "${TRITON_INTERPRET-unset}" "$PYTHONPATH" "$@" >>"$COMMANDS
 echo >>"$COMMANDS"
 case "$*" in *"$FAILING"*) exit 3 ;; esac
 """
-TESTS = ['tests/ops/test_cuda.py', 'tests/ops/test_triton.py', 'tests/ops/test_values.py']
+TESTS = [f'tests/ops/test_{name}.py' for name in ('cuda', 'triton', 'values', 'operator')]
 
 
 @pytest.fixture
