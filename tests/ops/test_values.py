@@ -207,7 +207,9 @@ def test_point_at_the_border_reads_nothing_further_in(backend, dtype, value):
                 if (weight := max(0, 1 - abs(x - i)) * max(0, 1 - abs(y - j))) > 0:
                     expected = expected + weight * tensors['input'][0, j, i]
         expected = expected * tensors['mask'][0, row, column]
-        assert relative_error(output, expected) < TOLERANCES[dtype], (row, column)
+        # The weights here are exact, so float32 is held to more than sums of many points.
+        tolerance = min(TOLERANCES[dtype], 1e-6) if dtype.itemsize >= 4 else TOLERANCES[dtype]
+        assert torch.allclose(output.double(), expected, rtol=tolerance), (row, column)
 
 
 @pytest.mark.parametrize(('backend', 'dtype'), NAN_RUNS, ids=str)
