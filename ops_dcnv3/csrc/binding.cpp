@@ -11,7 +11,6 @@
 #endif
 
 #include <algorithm>
-#include <string>
 #include <tuple>
 
 #include "arguments.h"
@@ -167,13 +166,4 @@ TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
   });
 }
 
-std::string& dcnv3::registration_error() {
-  static std::string error;
-  return error;
-}
-
-PyMODINIT_FUNC PyInit__C(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return dcnv3::make_module(&module);
-}
+DCNV3_PYTHON_MODULE(_C)

@@ -40,12 +40,20 @@ void registering(Body body) {
   }
 }
 
-// A Python module without contents, because loading it does all; or ImportError.
-inline PyObject* make_module(PyModuleDef* definition) {
-  if (registration_error().empty()) return PyModule_Create(definition);
-  PyErr_Format(PyExc_ImportError, "it was built from other sources (%s)",
-               registration_error().c_str());
-  return nullptr;
-}
-
 }  // namespace dcnv3
+
+// Once in each extension: a Python module without contents, because loading it does all, or
+// ImportError.
+#define DCNV3_PYTHON_MODULE(name)                                                                \
+  std::string& dcnv3::registration_error() {                                                     \
+    static std::string error;                                                                    \
+    return error;                                                                                \
+  }                                                                                              \
+  PyMODINIT_FUNC PyInit_##name(void) {                                                           \
+    static struct PyModuleDef module = {                                                         \
+        PyModuleDef_HEAD_INIT, #name, nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr}; \
+    const std::string& error = dcnv3::registration_error();                                      \
+    if (error.empty()) return PyModule_Create(&module);                                          \
+    PyErr_Format(PyExc_ImportError, "it was built from other sources (%s)", error.c_str());      \
+    return nullptr;                                                                              \
+  }

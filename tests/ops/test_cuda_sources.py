@@ -100,16 +100,7 @@ TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
   dcnv3::registering([&] { library.impl("forward", &forward); });
 }
 
-std::string& dcnv3::registration_error() {
-  static std::string error;
-  return error;
-}
-
-PyMODINIT_FUNC PyInit__C_cuda(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return dcnv3::make_module(&module);
-}
+DCNV3_PYTHON_MODULE(_C_cuda)
 """
 LOAD_OLD_BINDING = """
 import importlib.util, sys

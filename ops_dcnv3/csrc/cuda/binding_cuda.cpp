@@ -9,7 +9,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <string>
 #include <tuple>
 
 #include "../arguments.h"
@@ -127,13 +126,4 @@ TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
   });
 }
 
-std::string& dcnv3::registration_error() {
-  static std::string error;
-  return error;
-}
-
-PyMODINIT_FUNC PyInit__C_cuda(void) {
-  static struct PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
-  return dcnv3::make_module(&module);
-}
+DCNV3_PYTHON_MODULE(_C_cuda)
