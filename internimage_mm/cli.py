@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from .checkpoint import CheckpointError
-from .files import renamed_when_complete
+from .output_file import renamed_when_complete
 
 _SHOWN = 10  # names listed in a message
 _LIBRARIES = {
@@ -103,7 +103,7 @@ def write_text(path: str | Path, text: str) -> None:
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with renamed_when_complete(Path(path)) as unfinished:
+        with renamed_when_complete(path) as unfinished:
             unfinished.write_text(text, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error}') from error

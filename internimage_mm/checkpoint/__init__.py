@@ -3,13 +3,13 @@
 * :mod:`.reader`: any file or address to the object it holds, with PyTorch's safe loader only.
 * :mod:`.layouts`: that object to a flat state dict.
 * :mod:`.names`, :mod:`.convert`: official names to those of our models, and back.
-* :mod:`.files`: the same on disk.
+* :mod:`.file_conversion`: the same on disk.
 * :mod:`.loading`: does the state dict fit the model, and a clear error where it does not.
 * :mod:`.stock_loading`: the same for mmengine's own loading functions and the inferencers.
 """
 
 from .convert import convert_official, convert_to_official
-from .files import convert_file
+from .file_conversion import convert_file
 from .layouts import extract_state_dict
 from .loading import check_state_dict, fit_state_dict, load_backbone_checkpoint
 from .reader import CheckpointError, CheckpointNotFoundError, read_checkpoint

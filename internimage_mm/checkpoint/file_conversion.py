@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..files import renamed_when_complete
+from ..output_file import output_file, renamed_when_complete
 from .convert import Conversion, Naming, convert
 from .layouts import Unpacked, unpack
 from .reader import CheckpointError, read_checkpoint
@@ -35,14 +35,16 @@ def convert_file(source: str, target: str, to: Naming, overwrite: bool = False) 
 
     Raises:
         CheckpointError: The source cannot be read, holds no InternImage weights, or has names that
-            are neither official nor ours (the message lists them); the target is there already, or
-            cannot be written.
+            are neither official nor ours (the message lists them); the target is there already, is
+            there and no regular file, or cannot be written.
     """
     if os.path.splitext(target)[1] == '.safetensors':
         raise CheckpointError(f'{target}: PyTorch files are written; give it the ending .pth')
-    if os.path.exists(target) and not overwrite:
+    with _clear_write_errors(target):
+        path = output_file(target)
+    if path.exists() and not overwrite:
         raise CheckpointError(f'{target} is there already; --overwrite replaces it')
-    if not os.path.isdir(os.path.dirname(os.path.abspath(target))):
+    if not path.parent.is_dir():
         raise CheckpointError(f'{target} cannot be written: its folder does not exist')
     checkpoint = read_checkpoint(source, mmap=True)
     unpacked = unpack(checkpoint)
@@ -50,7 +52,7 @@ def convert_file(source: str, target: str, to: Naming, overwrite: bool = False) 
     if conversion.family is None or conversion.left_over:
         raise CheckpointError(_left_over(source, conversion))
     content = _content(checkpoint, conversion, to)
-    _write(content, Path(target))
+    _write(content, target)
     used = {*unpacked.container[:1], *content, *content.get('meta', ())}
     left_out = [k for k, v in checkpoint.items() if k not in used and not isinstance(v, Tensor)]
     return list(_report(source, target, to, unpacked, conversion, left_out))
@@ -78,12 +80,21 @@ def _content(checkpoint: dict[str, Any], conversion: Conversion, to: Naming) -> 
     return {'state_dict': conversion.state_dict, 'meta': meta}
 
 
-def _write(content: dict[str, Any], target: Path) -> None:
+def _write(content: dict[str, Any], target: str) -> None:
+    with (
+        _clear_write_errors(target),
+        renamed_when_complete(target) as unfinished,
+        open(unfinished, 'wb') as file,
+    ):
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _clear_write_errors(target: str) -> Iterator[None]:
     try:
-        with renamed_when_complete(target) as unfinished, open(unfinished, 'wb') as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         raise CheckpointError(f'{target} cannot be written: {error}') from error
 

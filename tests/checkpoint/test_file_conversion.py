@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,6 @@ import torch
 from golden.deterministic_weights import tensor_for
 
 from internimage_mm.checkpoint import CheckpointError, convert_file
-from internimage_mm.checkpoint import files as files_module
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'optimizer'
 OFFICIAL = {
@@ -226,6 +226,26 @@ def test_existing_file_is_replaced_only_when_told(tmp_path, source):
     assert_same(read(target)['model'], read(source)['model'])
 
 
+def test_fifo_is_refused_and_left(tmp_path, source):
+    fifo = tmp_path / 'o.pth'
+    os.mkfifo(fifo)
+    with pytest.raises(CheckpointError, match=r'o\.pth cannot be written: .*not a regular file'):
+        convert_file('none.pth', str(fifo), 'ours', overwrite=True)  # said before it is read
+    assert fifo.is_fifo()
+
+
+def test_symbolic_link_is_written_through(tmp_path, source):
+    (tmp_path / 'folder').mkdir()
+    link = tmp_path / 'link.pth'
+    link.symlink_to('folder/o.pth')
+    convert_file(source, str(link), 'ours')
+    assert link.is_symlink()
+    assert 'head.fc.weight' in read(tmp_path / 'folder' / 'o.pth')['state_dict']
+    assert [p.name for p in (tmp_path / 'folder').iterdir()] == ['o.pth']
+    with pytest.raises(CheckpointError, match='is there already'):
+        convert_file(source, str(link), 'ours')
+
+
 @pytest.mark.parametrize(
     ('target', 'message'),
     [
@@ -243,7 +263,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, source, monkeypatch):
         file.write(b'half')
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(files_module.torch, 'save', half)
+    monkeypatch.setattr(torch, 'save', half)
     (tmp_path / 'o.pth').write_text('precious')
     with pytest.raises(CheckpointError, match=r'o\.pth cannot be written: .*No space left'):
         convert_file(source, str(tmp_path / 'o.pth'), 'ours', overwrite=True)

@@ -1,0 +1,40 @@
+"""Writing files that are complete or not there."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def output_file(target: str | Path) -> Path:
+    """The file that writing to ``target`` makes or replaces: what a symbolic link names, else it.
+
+    Commands that work for long before they write call it first.
+
+    Raises:
+        OSError: There is something other than a regular file: a folder, a FIFO, a device.
+    """
+    path = Path(os.path.realpath(target))
+    if os.path.lexists(path) and not path.is_file():
+        raise OSError('it exists and is not a regular file')
+    return path
+
+
+@contextmanager
+def renamed_when_complete(target: str | Path) -> Iterator[Path]:
+    """Give a name to write to, and rename what was written if nothing is raised.
+
+    Args:
+        target: The file to make or replace; its folder exists. A symbolic link stays, and the file
+            that it names is written.
+
+    Raises:
+        OSError: As :func:`output_file`; or the file cannot be renamed.
+    """
+    path = output_file(target)
+    unfinished = path.with_name(f'{path.name}.unfinished')
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
