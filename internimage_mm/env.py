@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
 import re
@@ -35,6 +36,15 @@ def installed(distribution: str) -> Version | None:
         return None
 
 
+def import_error(module: str) -> str | None:
+    """Why a module cannot be imported; None if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken installation may raise anything
+        return f'{type(error).__name__}: {error}'
+    return None
+
+
 def conflicts() -> list[str]:
     """Known conflicts of the installed packages, each with its way out."""
     found = []
@@ -62,15 +72,12 @@ def conflicts() -> list[str]:
                 f'{distribution} {installed(distribution)} refuses mmcv {mmcv}: '
                 'pip install --no-build-isolation mmcv==2.1.0'
             )
-    if mmcv or installed('onedl-mmcv'):
-        try:
-            importlib.import_module('mmcv._ext')
-        except ImportError as error:
-            found.append(
-                f'mmcv has no usable operators ({error}): build it beside your torch with '
-                'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
-                '--force-reinstall --no-deps mmcv==2.1.0'
-            )
+    if (mmcv or installed('onedl-mmcv')) and (error := import_error('mmcv._ext')):
+        found.append(
+            f'mmcv has no usable operators ({error}): build it beside your torch with '
+            'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
+            '--force-reinstall --no-deps mmcv==2.1.0'
+        )
     # "+cu130", "+cpu": what a build is for. Builds of the package index do not say.
     for_torch = Version(torch.__version__).local
     for_vision = torchvision_build()
@@ -107,11 +114,16 @@ def report() -> str:
     ]
     for module, distributions in STACK.items():
         versions = [f'{name} {installed(name)}' for name in distributions if installed(name)]
-        lines.append(f'{module}: {", ".join(versions) or "not installed"}')
+        text = f'{module}: {", ".join(versions) or "not installed"}'
+        if versions and (error := import_error(module)):
+            text += f', cannot be imported: {error}'
+        lines.append(text)
     lines += [f'{name}: {installed(name) or "not installed"}' for name in OTHERS]
-    lines.append(explain_backend('cpu'))
-    if torch.cuda.is_available():
-        lines.append(explain_backend('cuda'))
+    for device in ('cpu', 'cuda')[: 1 + torch.cuda.is_available()]:
+        try:
+            lines.append(explain_backend(device))
+        except (RuntimeError, ValueError) as error:  # OPS_DCNV3_BACKEND names what cannot run
+            lines.append(f'dcnv3 on {device} cannot run: {error}')
     found = conflicts()
     lines.append('known conflicts: ' + ('none' if not found else ''))
     lines += [f'  * {text}' for text in found]

@@ -1,3 +1,6 @@
+import importlib.metadata
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -5,13 +8,44 @@ import torch
 from packaging.version import Version
 
 from internimage_mm import env
+from ops_dcnv3 import explain_backend
 
 
-def test_report_names_the_stack_and_the_backend():
-    text = env.report()
-    for word in ('torch', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', "backend 'cpu'"):
-        assert word in text
-    assert text.count('not installed') < 6
+def test_report_has_what_pip_knows_and_the_choice_of_a_backend():
+    lines = env.report().splitlines()
+    assert lines[2].startswith(f'torch {torch.__version__}, CUDA ')
+    pip = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    for module, names in env.STACK.items():
+        versions = [f'{name} {pip[name]}' for name in names if name in pip]
+        assert f'{module}: {", ".join(versions) or "not installed"}' in lines
+    for name in env.OTHERS:
+        assert f'{name}: {pip.get(name, "not installed")}' in lines
+    assert '\n'.join(lines).count(explain_backend('cpu')) == 1
+
+
+REPORT = """
+import runpy, sys
+sys.modules.update(dict.fromkeys({missing}))  # importing one of them raises
+runpy.run_module('internimage_mm.env', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('missing', ['mmdet'])
+def test_broken_libraries_are_reported_not_raised(missing):
+    script = REPORT.format(missing=[missing])
+    result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith(f'{missing}: '))
+    assert ', cannot be imported: ModuleNotFoundError: ' in line
+    assert "dcnv3 on cpu runs on backend 'cpu'" in result.stdout
+
+
+def test_backend_that_cannot_run_is_reported(monkeypatch):
+    def refuse(device):
+        raise RuntimeError('backend cuda cannot run')
+
+    monkeypatch.setattr(env, 'explain_backend', refuse)
+    assert 'dcnv3 on cpu cannot run: backend cuda cannot run' in env.report()
 
 
 def test_this_environment_has_no_other_conflict_than_a_foreign_torchvision():
