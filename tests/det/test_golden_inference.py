@@ -24,6 +24,13 @@ from det import helpers
 FACTOR = 4
 STABILITY = json.loads((helpers.GOLDEN / 'stability.json').read_text())
 DINO = ['dino_t', 'dino_t_like_q100', 'cbdino_h_like_q100']
+CASCADE_STAGES = 3
+# Proposals of cascade_l_like whose scores are equal but for the last bits change places.
+EQUAL_SCORES = 1e-6
+# How far masks may be from the official ones: pixels of one area, number of areas, pixels of the
+# first ten masks. Between CPU kernels the official code differs in 15 and 22 of 100 areas and in 1
+# and 5 bytes of the first ten masks: a pixel on the edge of a mask may fall to either side.
+MASK_NOISE = {'mask_rcnn_t': (2, 30, 4), 'cascade_l_like': (4, 44, 8)}
 # Have tests of their own (labels, ranking, masks), are in another array (topk_anchor is the first
 # of reference_points_all), or only explain the golden data.
 NOT_COMPARED = {
@@ -97,19 +104,38 @@ def run_dino(name, model, inputs, samples):
     return results, model.bbox_head.predict(**outputs, batch_data_samples=samples)[0]
 
 
-def run_mask_rcnn(name, model, inputs, samples):
+def in_official_order(proposals, official):
+    """Swap neighbours of equal official scores where that brings the boxes together."""
+    for i in np.flatnonzero(np.abs(np.diff(official[:, 4])) <= EQUAL_SCORES):
+        here, swapped = proposals[[i, i + 1]], proposals[[i + 1, i]]
+        wanted = torch.from_numpy(official[[i, i + 1]])
+        if (swapped - wanted).abs().max() < (here - wanted).abs().max():
+            proposals[[i, i + 1]] = swapped
+    return proposals
+
+
+def run_two_stages(name, model, inputs, samples):
+    """Every stage of Mask R-CNN or Cascade Mask R-CNN; the heads get the official boxes."""
     results = {}
     maps = run_features(model, inputs, results)
     scores, boxes = model.rpn_head(maps)
     results |= {f'rpn_cls{i}': x for i, x in enumerate(scores)}
     results |= {f'rpn_reg{i}': x for i, x in enumerate(boxes)}
     proposals = model.rpn_head.predict(maps, samples, rescale=False)[0]
-    results['proposals'] = torch.cat([proposals.bboxes, proposals.scores[:, None]], 1)
+    results['proposals'] = in_official_order(
+        torch.cat([proposals.bboxes, proposals.scores[:, None]], 1),
+        helpers.arrays(name)['proposals'],
+    )
     results['rois_first64'] = torch.nn.functional.pad(proposals.bboxes[:64], (1, 0))
     rois = torch.from_numpy(helpers.arrays(name)['rois_first64'])
-    head = model.roi_head._bbox_forward(maps, rois)
-    results['cls_score'], results['bbox_pred'] = head['cls_score'], head['bbox_pred']
-    results['mask_pred_first4'] = model.roi_head._mask_forward(maps, rois[:4])['mask_preds']
+    stages = range(CASCADE_STAGES) if name == 'cascade_l_like' else [None]
+    for stage in stages:
+        prefix, which = ('', ()) if stage is None else (f'stage{stage}_', (stage,))
+        head = model.roi_head._bbox_forward(*which, maps, rois)
+        results[f'{prefix}cls_score'] = head['cls_score']
+        results[f'{prefix}bbox_pred'] = head['bbox_pred']
+        masks = model.roi_head._mask_forward(*which, maps, rois[:4])
+        results[f'{prefix}mask_pred_first4'] = masks['mask_preds']
     return results, model.predict(inputs, samples)[0].pred_instances
 
 
@@ -124,7 +150,7 @@ def run(request):
     assert samples[0].img_shape == tuple(expected['img_shape'][:2])
     # The official factors are float32.
     assert samples[0].scale_factor == pytest.approx(expected['scale_factor'][:2], abs=1e-7)
-    stages = run_dino if name in DINO else run_mask_rcnn
+    stages = run_dino if name in DINO else run_two_stages
     with torch.no_grad():
         results, detections = stages(name, model, inputs, samples)
     order = detections.scores.argsort(descending=True, stable=True)
@@ -211,20 +237,18 @@ def test_ranking_of_proposals(run):
 
 def test_instance_masks(run):
     name, _, detections = run
-    if name != 'mask_rcnn_t':
+    if name in DINO:
         assert 'masks' not in detections
         return
     stored = helpers.arrays(name)
     masks = detections.masks.numpy()
     assert masks.shape[1:] == tuple(stored['final_mask_shape'])
     areas = masks.sum((1, 2))
-    # A pixel on a mask's edge may fall to either side: the official code differs in 15 of 100 areas
-    # between CPU kernels, each by a pixel, and in 1 byte of the first ten masks. Measured: 10 areas
-    # by one pixel, one pixel of the first ten masks.
-    assert np.abs(areas - stored['final_mask_area']).max() <= 2
-    assert (areas != stored['final_mask_area']).sum() <= 30
+    pixels, changed, pixels_of_first = MASK_NOISE[name]
+    assert np.abs(areas - stored['final_mask_area']).max() <= pixels
+    assert (areas != stored['final_mask_area']).sum() <= changed
     first = np.unpackbits(stored['final_masks_packbits_first10'], axis=1)
-    assert (first != masks[:10].reshape(10, -1)).sum() <= 4
+    assert (first != masks[:10].reshape(10, -1)).sum() <= pixels_of_first
 
 
 def test_reference_boxes_are_encoded_as_officially():

@@ -29,6 +29,9 @@ from internimage_mm.checkpoint import convert_to_official
 from ops_dcnv3 import modules
 
 LOSS_TOLERANCE = 5e-6
+# The boxes of the stages depend on one another, and on small differences of large numbers: between
+# two CPU kernels the official losses move by up to 9.8e-6. FACTOR as in test_golden_inference.
+CASCADE_LOSS_TOLERANCE = 4 * 9.8e-6
 GRADIENT_TOLERANCE = 3e-3
 MEDIAN_GRADIENT_TOLERANCE = 2e-4
 # As in test_golden_inference: four times what the official code moves by in these arrays of the
@@ -75,7 +78,7 @@ def total(losses):
     )
 
 
-def assert_losses(losses, expected):
+def assert_losses(losses, expected, tolerance=LOSS_TOLERANCE):
     """Compare all losses by their official names."""
     losses = {name.replace('enc_loss', 'interm_loss'): value for name, value in losses.items()}
     assert losses.keys() == expected.keys()
@@ -84,7 +87,7 @@ def assert_losses(losses, expected):
         np.testing.assert_allclose(
             [float(v.detach()) for v in values],
             np.atleast_1d(expected[name]),
-            rtol=LOSS_TOLERANCE,
+            rtol=tolerance,
             err_msg=name,
         )
 
@@ -215,8 +218,8 @@ def golden_masks(sample):
     return BitmapMasks(masks, *sample.pad_shape)
 
 
-def test_mask_rcnn(monkeypatch):
-    name = 'mask_rcnn_t'
+@pytest.mark.parametrize('name', ['mask_rcnn_t', 'cascade_l_like'])
+def test_mask_rcnn(name, monkeypatch):
     model, golden = helpers.detector(name), golden_losses(name)
     images, samples = training_batch(name)
     for sample in samples:
@@ -225,9 +228,10 @@ def test_mask_rcnn(monkeypatch):
     random.patch(monkeypatch)
     losses = model.loss(images, samples)
     assert random.calls == golden['random_calls']
-    assert_losses(losses, golden['losses'])
+    tolerance = CASCADE_LOSS_TOLERANCE if name == 'cascade_l_like' else LOSS_TOLERANCE
+    assert_losses(losses, golden['losses'], tolerance)
     loss = total(losses)
-    assert float(loss.detach()) == pytest.approx(golden['total'], rel=LOSS_TOLERANCE)
+    assert float(loss.detach()) == pytest.approx(golden['total'], rel=tolerance)
     loss.backward()
     expected = golden['grad_l2_norm']
     assert len(expected) == len(list(model.parameters()))
