@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .backends import BACKENDS, choose_backend
-from .geometry import num_points, output_size, pair
+from .backends import choose_backend
+from .geometry import DTYPES, num_points, output_size, pair
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Asked once, because torch.compile of torch 2.6 cannot trace the question.
 _AUTOCAST_DEVICES = tuple(
     kind
@@ -59,8 +57,8 @@ def dcnv3(
         remove_center: Leave out the central point, so K = kh * kw - 1. Odd kernels only.
         mask_is_logits: Apply a softmax over the K points of a group to ``mask`` first.
         im2col_step: Accepted for compatibility with the official function; has no effect.
-        backend: ``'cpu'``, ``'cuda'``, ``'triton'`` or ``'reference'``; by default the fastest that
-            can run (:func:`ops_dcnv3.available_backends`).
+        backend: A name of :func:`ops_dcnv3.available_backends`; by default the fastest that can
+            run.
 
     Returns:
         ``(N, Ho, Wo, C)`` in the dtype of ``input``, where
@@ -102,10 +100,7 @@ def dcnv3(
                 f'{name} must have shape {expected} (N, Ho, Wo, groups * K{" * 2" * (size - 1)}) '
                 f'for K = {points} points and {groups} groups, got {tuple(tensor.shape)}'
             )
-    chosen = choose_backend(input.device, backend)
-    if chosen is not BACKENDS['reference']:
-        _refuse_forward_mode(input, offset, mask)
-    return chosen.call(
+    return choose_backend(input.device, backend).call(
         input,
         offset,
         mask,
@@ -117,18 +112,6 @@ def dcnv3(
     )
 
 
-def _refuse_forward_mode(*tensors: Tensor) -> None:
-    """Raise for tangents, which PyTorch would drop without a word: the operators have no jvp."""
-    # The public way, unpack_dual() of each tensor, takes longer than all other checks.
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError(
-            'dcnv3 has no forward-mode derivative (torch.func.jvp, forward_ad): '
-            "use backend='reference' where one is needed."
-        )
-
-
 def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return offset and mask, cast to the dtype of input where autocast has made them differ."""
     for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
@@ -137,7 +120,7 @@ def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor,
     dtype, device = input.dtype, input.device
     if input.dim() != 4:
         raise ValueError(f'input must have 4 dimensions (N, H, W, C), got {tuple(input.shape)}')
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise TypeError(f'input must be float32, float64, bfloat16 or float16, got {dtype}')
     if (
         (offset.dtype is not dtype or mask.dtype is not dtype)

@@ -1,10 +1,16 @@
-"""Shapes of a DCNv3 call: integer pairs, number of points, output size."""
+"""Shapes of a DCNv3 call: integer pairs, number of points, output size, and their check."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 IntPair = tuple[int, int]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the op computes."""
 
 
 def pair(name: str, value, *, minimum: int) -> IntPair:
@@ -79,3 +85,73 @@ def kernel_points(kernel_size: IntPair, remove_center: bool) -> list[IntPair]:
     if remove_center:
         cells.remove((kernel_w // 2, kernel_h // 2))
     return cells
+
+
+def check_call(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    window: Sequence[int],
+    groups: int,
+    offset_scale: float,
+    remove_center: bool,
+    mask_is_logits: bool,
+) -> tuple[int, int, int, int]:
+    """Check the arguments of an operator, whose sizes may be symbolic; return the output's shape.
+
+    The public function tells users what is wrong; these checks are for direct calls.
+
+    Raises:
+        TypeError: A dtype is not supported, or the tensors differ in it.
+        ValueError: A shape, device or option does not fit.
+    """
+    if input.dtype not in DTYPES:
+        raise TypeError(
+            f'dcnv3: input must be float32, float64, bfloat16 or float16, got {input.dtype}'
+        )
+    if input.dim() != 4:
+        raise ValueError(f'dcnv3: input must have 4 dimensions, got {tuple(input.shape)}')
+    kernel_size, stride, padding, dilation = pairs(window)
+    points = num_points(kernel_size, remove_center)
+    torch._check_value(
+        min(*kernel_size, *stride, *dilation) >= 1 and min(padding) >= 0 and points >= 1,
+        lambda: (
+            'dcnv3: kernel_size, stride and dilation must be positive, padding not negative, '
+            f'got {window}'
+        ),
+    )
+    batch, height, width, channels = input.shape
+    torch._check_value(
+        groups >= 1 and channels % groups == 0,
+        lambda: f'dcnv3: groups must divide {channels} channels, got {groups}',
+    )
+    out_h, out_w = output_size(height, width, kernel_size, stride, padding, dilation)
+    for size in (out_h, out_w):
+        torch._check_value(
+            size >= 1, lambda: 'dcnv3: the kernel does not fit into the padded input'
+        )
+    pixels = (batch, out_h, out_w)
+    check_like('offset', offset, input, (*pixels, groups * points * 2))
+    check_like('mask', mask, input, (*pixels, groups * points))
+    return *pixels, channels
+
+
+def check_like(name: str, tensor: Tensor, input: Tensor, shape: Sequence[int]) -> None:
+    """Raise unless a tensor has this shape, which may be symbolic, and dtype and device of input.
+
+    Raises:
+        TypeError: Another dtype.
+        ValueError: Another shape or device.
+    """
+    if tensor.dtype != input.dtype:
+        raise TypeError(
+            f'dcnv3: {name} must have the dtype of input, {input.dtype}, got {tensor.dtype}'
+        )
+    if tensor.device != input.device:
+        raise ValueError(
+            f'dcnv3: {name} must be on the device of input, {input.device}, got {tensor.device}'
+        )
+    message = f'dcnv3: {name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}'
+    torch._check_value(tensor.dim() == len(shape), lambda: message)
+    for actual, expected in zip(tensor.shape, shape, strict=True):
+        torch._check_value(actual == expected, lambda: message)

@@ -10,15 +10,15 @@ each row and point, the four corners for ``BLOCK_C`` channels at a time. See ``d
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch._prims_common import alert_not_deterministic
 
-from .geometry import num_points, output_size, pairs
+from .geometry import check_call, check_like, num_points, pairs
 
 _COMPUTE_DTYPES = {
     torch.float64: tl.float64,
@@ -354,48 +354,25 @@ def _arguments(
     remove_center: bool,
     mask_is_logits: bool,
 ) -> tuple[tuple[int, int, int, int], dict]:
-    """Check sizes; return the output's shape and what both kernels take beside the tensors.
-
-    The public function has told the user what is wrong before; the checks keep a direct call of the
-    operator from reading outside a tensor.
-    """
+    """Check sizes; return the output's shape and what both kernels take beside the tensors."""
     if input.device.type == 'cpu' and not INTERPRETED:
         raise RuntimeError(
             'Triton kernels run on GPUs, got CPU tensors; set TRITON_INTERPRET=1 before Python '
             "starts to run them in Triton's interpreter"
         )
-    tensors = (input, offset, mask)
-    if any(tensor.dim() != 4 for tensor in tensors):
-        raise ValueError('dcnv3: tensors must have 4 dimensions')
-    if input.dtype not in _COMPUTE_DTYPES or any(t.dtype != input.dtype for t in tensors):
-        raise TypeError(
-            'dcnv3: input, offset and mask must have one dtype, float32, float64, bfloat16 or '
-            f'float16, got {", ".join(str(tensor.dtype) for tensor in tensors)}'
-        )
-    if any(tensor.device != input.device for tensor in tensors):
-        raise ValueError('dcnv3: input, offset and mask must be on one device')
-    batch, height, width, channels = input.shape
+    shape = check_call(
+        input,
+        offset,
+        mask,
+        window,
+        groups,
+        offset_scale,
+        remove_center,
+        mask_is_logits,
+    )
+    batch, out_h, out_w, channels = shape
+    height, width = input.shape[1:3]
     kernel_size, stride, padding, dilation = pairs(window)
-    if groups < 1 or channels % groups:
-        raise ValueError(f'dcnv3: groups must divide {channels} channels, got {groups}')
-    if (
-        min(*kernel_size, *stride, *dilation) < 1
-        or min(padding) < 0
-        or num_points(kernel_size, remove_center) < 1
-    ):
-        raise ValueError(
-            'dcnv3: kernel_size, stride and dilation must be positive, padding not negative'
-        )
-    out_h, out_w = output_size(height, width, kernel_size, stride, padding, dilation)
-    points = num_points(kernel_size, remove_center)
-    if out_h < 1 or out_w < 1:
-        raise ValueError('dcnv3: the kernel does not fit into the padded input')
-    for tensor, size in ((offset, 2), (mask, 1)):
-        expected = (batch, out_h, out_w, groups * points * size)
-        if tensor.shape != expected:
-            raise ValueError(
-                f'dcnv3: offset or mask has shape {tuple(tensor.shape)}, expected {expected}'
-            )
     if max(height * width, out_h * out_w) > _MAX_PIXELS:
         raise ValueError(
             f'dcnv3: an image must have at most {_MAX_PIXELS} pixels, got {height}x{width} '
@@ -413,7 +390,7 @@ def _arguments(
         **dict(strides),
         GROUPS=groups,
         CHANNELS=channels // groups,
-        K=points,
+        K=num_points(kernel_size, remove_center),
         STRIDE_H=stride[0],
         STRIDE_W=stride[1],
         START_H=half_h - padding[0],
@@ -429,7 +406,7 @@ def _arguments(
         LOGITS=bool(mask_is_logits),
         COMPUTE=_COMPUTE_DTYPES[input.dtype],
     )
-    return (batch, out_h, out_w, channels), arguments
+    return shape, arguments
 
 
 def _blocks(arguments: dict) -> dict[str, int]:
@@ -485,13 +462,15 @@ def backward(
     grad_output, input = grad_output.contiguous(), input.contiguous()
     offset, mask = _dense_last(offset), _dense_last(mask)
     shape, arguments = _arguments(input, offset, mask, *options)
-    if grad_output.shape != shape or grad_output.dtype != input.dtype:
-        raise ValueError(
-            f'dcnv3: grad_output must be like the output, {shape} and {input.dtype}, '
-            f'got {tuple(grad_output.shape)} and {grad_output.dtype}'
+    check_like('grad_output', grad_output, input, shape)
+    # On the CPU the interpreter runs programs one after the other.
+    if input.device.type != 'cpu' and torch.are_deterministic_algorithms_enabled():
+        problem = (
+            "the backward of dcnv3 on backend 'triton' does not have a deterministic implementation"
         )
-    if input.device.type != 'cpu':  # where the interpreter runs programs one after the other
-        alert_not_deterministic("the backward of dcnv3 on backend 'triton'")
+        if not torch.is_deterministic_algorithms_warn_only_enabled():
+            raise RuntimeError(f"{problem}; backend='reference' has one")
+        warnings.warn(problem, stacklevel=2)
     grad_input = torch.zeros(
         input.shape,
         dtype=torch.promote_types(input.dtype, torch.float32),

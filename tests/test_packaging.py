@@ -70,6 +70,7 @@ def site(wheel, tmp_path_factory):
 def test_wheel_without_compiler(wheel, site, tmp_path):
     """Pure Python, one warning, configs and tools inside, and the op works."""
     path, output = wheel
+    assert path.name.endswith('-py3-none-any.whl')
     assert output.count('No C++ compiler found') == 1
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -192,6 +193,7 @@ def test_compiled_wheel_runs_without_compiler(sdist, tmp_path):
         OPS_DCNV3_CUDA='0',
     )
     (wheel,) = tmp_path.glob('*.whl')
+    assert '-cp310-abi3-' in wheel.name
     run([*pip, 'install', '--no-deps', '--no-index', '--target', str(site), str(wheel)], tmp_path)
     files = [f'test_{name}.py' for name in ('values', 'operator', 'arguments', 'layer')]
     # Triton compiles for GPUs; derivatives of the reference do not touch the wheel's kernels.

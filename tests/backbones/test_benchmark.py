@@ -14,7 +14,8 @@ SMALL = dict(arch='tiny', depths=[1, 1, 1, 1], drop_path_rate=0.0)
 @pytest.fixture(autouse=True)
 def no_interpreter(monkeypatch):
     """Triton's interpreter is of no interest to a benchmark."""
-    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
+    for_gpus = backends.BACKENDS['triton']._replace(devices=('cuda',))
+    monkeypatch.setitem(backends.BACKENDS, 'triton', for_gpus)
 
 
 @pytest.fixture(autouse=True)

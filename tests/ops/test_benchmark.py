@@ -17,7 +17,8 @@ from ops_dcnv3.benchmark.__main__ import main
 @pytest.fixture(autouse=True)
 def no_interpreter(monkeypatch):
     """Triton's interpreter is of no interest to a benchmark."""
-    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', False)
+    for_gpus = backends.BACKENDS['triton']._replace(devices=('cuda',))
+    monkeypatch.setitem(backends.BACKENDS, 'triton', for_gpus)
 
 
 SMALL = (1, 6, 7, 2, 8)

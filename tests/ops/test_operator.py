@@ -1,5 +1,6 @@
 """The op as a PyTorch operator: registration, gradients, compilation, choice of a backend."""
 
+import re
 import subprocess
 import sys
 import warnings
@@ -7,6 +8,7 @@ import warnings
 import pytest
 import torch
 from op_cases import ALL_BACKENDS, BACKENDS, TOLERANCES, device_of, random_inputs
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ops_dcnv3
 from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, use_backend
@@ -203,65 +205,110 @@ def test_autocast_mixes_dtypes():
 
 def test_backends_explain_themselves():
     assert list(available_backends()) == ['cpu', 'cuda', 'triton', 'reference']
-    assert [name for name, (ok, _) in available_backends().items() if not ok] == ['cuda']
-    assert not available_backends('cuda')['cpu'][0]
+    assert available_backends()['cpu'] == (True, 'compiled C++ kernels')
+    for name, device in (('cuda', 'cpu'), ('cpu', 'cuda'), ('triton', 'xpu')):
+        ok, reason = available_backends(device)[name]
+        assert not ok and re.fullmatch(rf'it computes .* tensors, not {device} ones', reason)
     text = explain_backend()
     assert "runs on backend 'cpu'" in text and 'reference: can run' in text
     assert 'argument' in explain_backend(backend='reference')
 
 
-@pytest.mark.parametrize('interprets', [False, True])
-def test_without_a_gpu_no_backend_for_gpus_can_run_there(monkeypatch, interprets):
-    """Even where both are installed; tensors without data, and Triton's interpreter, need none."""
+def without(monkeypatch, name):
+    """As if a backend could not run in this installation."""
+    missing = backends.BACKENDS[name]._replace(obstacle='it is not installed; install it')
+    monkeypatch.setitem(backends.BACKENDS, name, missing)
+
+
+def test_without_a_gpu_no_backend_for_gpus_can_run_there(monkeypatch):
+    """Even where both are installed; tensors without data need none."""
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(backends, '_CUDA_ERROR', None)
-    monkeypatch.setattr(backends, '_TRITON_FOUND', True)
-    monkeypatch.setattr(backends, '_TRITON_INTERPRETS', interprets)
     reason = f'no GPU found (torch {torch.__version__} sees none)'
     for name in ('cuda', 'triton'):
+        installed = backends.BACKENDS[name]._replace(obstacle=None)
+        monkeypatch.setitem(backends.BACKENDS, name, installed)
         assert available_backends('cuda')[name] == (False, reason)
         assert f'  {name}: cannot run: {reason}' in explain_backend('cuda')
         with pytest.raises(RuntimeError, match=rf"'{name}' .* cannot run on cuda: no GPU found"):
             explain_backend('cuda', backend=name)
         assert available_backends('meta')[name][0]
-    assert available_backends('cpu')['triton'][0] == interprets
 
 
-def test_an_extension_without_autograd_is_refused():
-    """As built from sources before it had one: gradients would be None without an error."""
-    program = (
-        'import sys, types\n'
-        "sys.modules['ops_dcnv3._C'] = types.ModuleType('ops_dcnv3._C')\n"
-        'from ops_dcnv3 import available_backends, explain_backend\n'
-        "print(available_backends()['cpu'])\n"
-        'print(explain_backend())\n'
-    )
-    command = [sys.executable, '-c', program]
+WITHOUT_EXTENSION = """
+import sys
+sys.modules['ops_dcnv3._C'] = None  # as if it were not built
+import torch
+from ops_dcnv3 import available_backends
+assert not available_backends()['cpu'][0]
+for name in ('forward', 'backward'):
+    print(getattr(torch.ops.ops_dcnv3, name).default._schema)
+"""
+
+
+def test_both_declarations_are_the_same():
+    """In C++, and in Python where the extension is missing."""
+    command = [sys.executable, '-c', WITHOUT_EXTENSION]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.startswith("(False, 'the compiled extension is older than these sources; install")
-    assert "dcnv3 on cpu runs on backend 'reference'" in output
+    assert output.splitlines() == [
+        str(getattr(torch.ops.ops_dcnv3, name).default._schema) for name in ('forward', 'backward')
+    ]
 
 
-def test_an_extension_of_other_sources_is_refused():
-    """Its functions do not fit the operators; PyTorch's exception must not end the process."""
-    program = (
-        'import torch\n'
-        'define = torch.library.define\n'
-        'def define_newer(name, schema):\n'
-        "    define(name, schema.replace('int groups', 'int groups, int newer'))\n"
-        'torch.library.define = define_newer\n'
-        'from ops_dcnv3 import available_backends, dcnv3\n'
-        "print(available_backends()['cpu'])\n"
-        'input = torch.ones(1, 2, 2, 1, requires_grad=True)\n'
-        'output = dcnv3(input, torch.zeros(1, 2, 2, 18), torch.ones(1, 2, 2, 9), groups=1)\n'
-        'output.sum().backward()\n'
-        'print(output.flatten().tolist(), input.grad.flatten().tolist())\n'
-    )
-    command = [sys.executable, '-W', 'ignore', '-c', program]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert 'does not load' in lines[0] and 'built from other sources (' in lines[0]
-    assert 'pip install' in lines[0]
-    assert lines[1] == '[4.0, 4.0, 4.0, 4.0] [4.0, 4.0, 4.0, 4.0]'
+WRONG_CALLS = {
+    'groups': (dict(groups=4), 'groups must divide 6 channels, got 4'),
+    'offset': (dict(offset=(2, 4, 5, 18)), r'offset must have shape .*, got \(2, 4, 5, 18\)'),
+    'mask': (dict(mask=(1, 4, 5, 18)), r'mask must have shape .*, got \(1, 4, 5, 18\)'),
+    'dimensions': (dict(input=(4, 5, 6)), r'input must have 4 dimensions, got \(4, 5, 6\)'),
+    'kernel': (dict(window=[9, 9, 1, 1, 1, 1, 1, 1]), 'does not fit'),
+    'stride': (dict(window=[3, 3, 0, 1, 1, 1, 1, 1]), 'must be positive'),
+    'window': (dict(window=[3, 3]), 'window must be kernel_size'),
+    'dtype': (dict(dtype=torch.float64), 'offset must have the dtype of input'),
+    'integers': (dict(dtype=torch.int32), 'input must be float32'),
+}
+
+
+@pytest.mark.parametrize('wrong', WRONG_CALLS)
+@pytest.mark.parametrize('name', ['forward', 'triton_forward'])
+def test_tracing_a_wrong_call_fails(name, wrong):
+    """Of the operator itself; the public function checks before."""
+    change, message = WRONG_CALLS[wrong]
+    given = dict(input=(2, 4, 5, 6), offset=(2, 4, 5, 36), mask=(2, 4, 5, 18)) | change
+    tensors = [torch.zeros(given[key]) for key in ('input', 'offset', 'mask')]
+    tensors[0] = tensors[0].to(given.get('dtype', torch.float32))
+    options = (given.get('window', OPTIONS[0]), given.get('groups', 2), *OPTIONS[2:])
+    operator = getattr(torch.ops.ops_dcnv3, name)
+    torch._dynamo.reset()  # else sizes that differ between the cases become symbols
+
+    class Model(torch.nn.Module):
+        def forward(self, input, offset, mask):
+            return operator(input, offset, mask, *options)
+
+    with FakeTensorMode() as mode, pytest.raises((TypeError, ValueError), match=message):
+        Model()(*map(mode.from_tensor, tensors))
+    with pytest.raises(Exception, match=message):
+        torch.compile(Model(), fullgraph=True, backend='eager')(*tensors)
+    with pytest.raises(Exception, match=message):
+        torch.export.export(Model(), tuple(tensors), strict=False)
+
+
+def test_tracing_checks_the_output_gradient():
+    tensors = [tensor.to('meta') for tensor in inputs(requires_grad=False)]
+    with pytest.raises(ValueError, match=r'grad_output must have shape .*, got \(2, 4, 4, 6\)'):
+        torch.ops.ops_dcnv3.backward(tensors[0][:, :, :4], *tensors, *OPTIONS)
+
+
+def test_export_with_dynamic_shapes_of_the_operator():
+    """The checks of the fake kernels do not fix sizes."""
+
+    class Model(torch.nn.Module):
+        def forward(self, input, offset, mask):
+            return torch.ops.ops_dcnv3.forward(input, offset, mask, *OPTIONS)
+
+    sizes = {0: torch.export.Dim('n', min=2), 1: torch.export.Dim('h', min=2)}
+    tensors = inputs(torch.float32, requires_grad=False, size=(3, 4, 5))
+    program = torch.export.export(Model(), tuple(tensors), dynamic_shapes=(sizes,) * 3)
+    others = inputs(torch.float32, requires_grad=False, size=(2, 7, 5))
+    assert torch.equal(program.module()(*others), Model()(*others))
 
 
 def test_backend_order_of_precedence(monkeypatch):
@@ -289,8 +336,8 @@ def test_unknown_backend(call):
 def test_backend_that_cannot_run(monkeypatch):
     with pytest.raises(RuntimeError, match=r"'cpu'.*cannot run on cuda: it computes CPU tensors"):
         explain_backend('cuda', backend='cpu')
-    monkeypatch.setattr(backends, '_EXTENSION_ERROR', 'the compiled extension is not installed')
-    with pytest.raises(RuntimeError, match=r"'cpu'.*cannot run on cpu: the compiled extension"):
+    without(monkeypatch, 'cpu')
+    with pytest.raises(RuntimeError, match=r"'cpu'.*cannot run on cpu: it is not installed"):
         dcnv3(*inputs(), groups=2, backend='cpu')
 
 
@@ -302,9 +349,9 @@ def test_meta_tensors(backend):
 
 def test_without_extension_one_warning_and_same_result(monkeypatch):
     expected = dcnv3(*inputs(), groups=2)
-    monkeypatch.setattr(backends, '_EXTENSION_ERROR', 'the compiled extension is not installed')
+    without(monkeypatch, 'cpu')
     monkeypatch.setattr(backends, '_warned', False)
-    with pytest.warns(RuntimeWarning, match=r'(?s)slow plain PyTorch.*install a C\+\+20 compiler'):
+    with pytest.warns(RuntimeWarning, match=r'(?s)slow plain PyTorch.*install it'):
         output = dcnv3(*inputs(), groups=2)
     torch.testing.assert_close(output, expected)
     with warnings.catch_warnings():

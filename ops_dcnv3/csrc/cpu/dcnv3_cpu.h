@@ -9,6 +9,10 @@
 
 #include "../problem.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DCNV3_X86_DISPATCH
+#endif
+
 namespace dcnv3 {
 
 // 16-bit floats as bits; the kernels convert them to float.

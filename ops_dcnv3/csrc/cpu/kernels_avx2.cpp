@@ -1,5 +1,7 @@
 // AVX2. The headers come before the pragma, or inline functions of theirs would be
 // compiled for AVX2 and could replace, at link time, the ones that other files use.
+#include "dcnv3_cpu.h"
+
 #ifdef DCNV3_X86_DISPATCH
 #include <immintrin.h>
 
@@ -10,8 +12,6 @@
 #include <limits>
 #include <type_traits>
 #include <vector>
-
-#include "dcnv3_cpu.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)

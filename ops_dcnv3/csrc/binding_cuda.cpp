@@ -1,5 +1,4 @@
-// Connects the CUDA kernels with the operators that ops_dcnv3/registration.py declares. An
-// extension of its own, so that a machine without CUDA loads the CPU kernels all the same.
+// Connects the CUDA kernels with the operators. Built where nvcc is.
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -11,9 +10,8 @@
 
 #include <tuple>
 
-#include "../arguments.h"
-#include "../register.h"
-#include "dcnv3_cuda.h"
+#include "arguments.h"
+#include "cuda/dcnv3_cuda.h"
 
 namespace {
 
@@ -119,11 +117,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Te
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
-  dcnv3::registering([&] {
-    library.impl("forward", &forward);
-    library.impl("backward", &backward);
-  });
+// Tells Python that the kernels are there, and what they were built with.
+TORCH_LIBRARY_FRAGMENT(ops_dcnv3, library) {
+  library.def("cuda_version() -> int", [] { return int64_t(CUDART_VERSION); });
 }
 
-DCNV3_PYTHON_MODULE(_C_cuda)
+TORCH_LIBRARY_IMPL(ops_dcnv3, CUDA, library) {
+  library.impl("forward", &forward);
+  library.impl("backward", &backward);
+}

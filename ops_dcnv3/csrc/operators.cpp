@@ -1,13 +1,11 @@
-// The derivative of the operators that registration.py declares, on any device. PyTorch's way to
-// give a Python one takes 45 us more in the forward alone, which is longer than small kernels run.
+// The operators: their types and their derivative, on any device. The derivative is in C++ because
+// PyTorch's way to give one in Python takes longer than small kernels run.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <tuple>
-
-#include "register.h"
 
 namespace {
 
@@ -47,6 +45,14 @@ Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Te
   static const auto op = find<BackwardSchema>("ops_dcnv3::backward");
   return op.call(grad_output, input, offset, mask, o.window, o.groups, o.offset_scale,
                  o.remove_center, o.mask_is_logits);
+}
+
+// The operators have no jvp, and PyTorch would drop tangents without a word.
+template <typename... Tensors>
+void refuse_tangents(const Tensors&... tensors) {
+  TORCH_CHECK(!(tensors._fw_grad(/*level=*/0).defined() || ...),
+              "dcnv3 has no forward-mode derivative (torch.func.jvp, forward_ad): "
+              "use backend='reference' where one is needed.");
 }
 
 template <typename... Tensors>
@@ -105,6 +111,7 @@ class Dcnv3Backward : public Function<Dcnv3Backward> {
 Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
                at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
+  refuse_tangents(input, offset, mask);
   const Options options{window, groups, offset_scale, remove_center, mask_is_logits};
   if (needs_graph(input, offset, mask)) return Dcnv3::apply(input, offset, mask, options);
   const at::AutoDispatchBelowADInplaceOrView below;
@@ -114,6 +121,7 @@ Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
 Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& offset,
                    const Tensor& mask, at::IntArrayRef window, int64_t groups, double offset_scale,
                    bool remove_center, bool mask_is_logits) {
+  refuse_tangents(grad_output, input, offset, mask);
   const Options options{window, groups, offset_scale, remove_center, mask_is_logits};
   if (needs_graph(grad_output, input, offset, mask)) {
     const auto grads = Dcnv3Backward::apply(grad_output, input, offset, mask, options);
@@ -125,9 +133,18 @@ Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 
 }  // namespace
 
+// registration.py declares the same where this extension is missing; a test compares both.
+TORCH_LIBRARY(ops_dcnv3, library) {
+  library.def(
+      "forward(Tensor input, Tensor offset, Tensor mask, int[8] window, int groups, "
+      "float offset_scale, bool remove_center, bool mask_is_logits) -> Tensor");
+  library.def(
+      "backward(Tensor grad_output, Tensor input, Tensor offset, Tensor mask, int[8] window, "
+      "int groups, float offset_scale, bool remove_center, bool mask_is_logits) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
 TORCH_LIBRARY_IMPL(ops_dcnv3, Autograd, library) {
-  dcnv3::registering([&] {
-    library.impl("forward", &forward);
-    library.impl("backward", &backward);
-  });
+  library.impl("forward", &forward);
+  library.impl("backward", &backward);
 }

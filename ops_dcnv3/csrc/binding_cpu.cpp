@@ -1,4 +1,4 @@
-// Connects the CPU kernels with the operators that ops_dcnv3/registration.py declares.
+// Connects the CPU kernels with the operators.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -16,7 +16,6 @@
 #include "arguments.h"
 #include "cpu/backward_bands.h"
 #include "cpu/dcnv3_cpu.h"
-#include "register.h"
 
 namespace {
 
@@ -153,17 +152,12 @@ void load_bound(const Tensor& input, int64_t groups) {
 
 }  // namespace
 
-// Of this library alone: it says something of these kernels, not of the op.
 TORCH_LIBRARY_FRAGMENT(ops_dcnv3, library) {
-  dcnv3::registering([&] { library.def("load_bound(Tensor input, int groups) -> ()"); });
+  library.def("load_bound(Tensor input, int groups) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(ops_dcnv3, CPU, library) {
-  dcnv3::registering([&] {
-    library.impl("forward", &forward);
-    library.impl("backward", &backward);
-    library.impl("load_bound", &load_bound);
-  });
+  library.impl("forward", &forward);
+  library.impl("backward", &backward);
+  library.impl("load_bound", &load_bound);
 }
-
-DCNV3_PYTHON_MODULE(_C)
