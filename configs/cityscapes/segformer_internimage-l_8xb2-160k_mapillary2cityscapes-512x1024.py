@@ -21,7 +21,7 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=0.00002),
-    paramwise_cfg=dict(num_layers=37, depths=[5, 5, 22, 5], layer_decay_rate=0.94),
+    paramwise_cfg=dict(layer_decay_rate=0.94),
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
 

@@ -18,5 +18,3 @@ model = dict(
     decode_head=dict(in_channels=[112, 224, 448, 896]),
     auxiliary_head=dict(in_channels=448),
 )
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, depths=[4, 4, 21, 4]))

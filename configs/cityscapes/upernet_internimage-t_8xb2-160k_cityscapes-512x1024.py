@@ -8,5 +8,3 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=(512, 1024)),
 )
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=30, depths=[4, 4, 18, 4]))

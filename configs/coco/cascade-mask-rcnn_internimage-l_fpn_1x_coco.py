@@ -5,4 +5,4 @@ _base_ = [
     '../_base_/default_runtime_det.py',
 ]
 
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=37, depths=[5, 5, 22, 5], layer_decay_rate=0.94))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.94))

@@ -17,4 +17,4 @@ model = dict(
     neck=dict(in_channels=[192, 384, 768, 1536]),
 )
 
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=39, depths=[5, 5, 24, 5], layer_decay_rate=0.94))
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.94))

@@ -19,8 +19,4 @@ model = dict(
 
 # offset_lr_scale is a setting of the official config without effect: it acts on the sampling
 # offsets of deformable attention, of which there are none.
-optim_wrapper = dict(
-    paramwise_cfg=dict(
-        num_layers=39, depths=[5, 5, 24, 5], layer_decay_rate=0.9, offset_lr_scale=0.01
-    )
-)
+optim_wrapper = dict(paramwise_cfg=dict(layer_decay_rate=0.9, offset_lr_scale=0.01))

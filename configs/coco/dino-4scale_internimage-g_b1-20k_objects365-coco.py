@@ -3,5 +3,3 @@
 _base_ = './dino-4scale_internimage-h_b1-20k_objects365-coco.py'
 
 model = dict(backbone=dict(arch='giant'), neck=dict(in_channels=[1024, 2048, 4096]))
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=56, depths=[2, 2, 48, 4]))

@@ -17,5 +17,3 @@ model = dict(
     ),
     neck=dict(in_channels=[320, 640, 1280]),
 )
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=37, depths=[5, 5, 22, 5]))

@@ -6,5 +6,3 @@ _base_ = [
 ]
 
 model = dict(test_cfg=dict(max_per_img=100))
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=30, depths=[4, 4, 18, 4]))

@@ -16,5 +16,3 @@ model = dict(
     ),
     neck=dict(in_channels=[112, 224, 448, 896]),
 )
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, depths=[4, 4, 21, 4]))

@@ -16,5 +16,3 @@ model = dict(
     ),
     neck=dict(in_channels=[80, 160, 320, 640]),
 )
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=33, depths=[4, 4, 21, 4]))

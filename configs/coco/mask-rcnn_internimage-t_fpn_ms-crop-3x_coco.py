@@ -4,5 +4,3 @@ _base_ = [
     '../_base_/schedules/schedule_3x.py',
     '../_base_/default_runtime_det.py',
 ]
-
-optim_wrapper = dict(paramwise_cfg=dict(num_layers=30, depths=[4, 4, 18, 4]))

@@ -24,7 +24,7 @@ model = dict(
 train_cfg = dict(val_interval=100)
 optim_wrapper = dict(
     optimizer=dict(weight_decay=0.0001),
-    paramwise_cfg=dict(num_layers=39, depths=[5, 5, 24, 5], layer_decay_rate=0.94),
+    paramwise_cfg=dict(layer_decay_rate=0.94),
 )
 
 # 64 GPUs x 2 images

@@ -16,7 +16,7 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=0.00002),
-    paramwise_cfg=dict(num_layers=50, depths=[6, 6, 32, 6], layer_decay_rate=0.95),
+    paramwise_cfg=dict(layer_decay_rate=0.95),
     clip_grad=dict(max_norm=0.1, norm_type=2),
 )
 

@@ -15,5 +15,5 @@ model = dict(
 
 optim_wrapper = dict(
     optimizer=dict(lr=0.00002),
-    paramwise_cfg=dict(num_layers=50, depths=[6, 6, 32, 6], layer_decay_rate=0.95),
+    paramwise_cfg=dict(layer_decay_rate=0.95),
 )

@@ -16,7 +16,6 @@ palette = [
 ]
 metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_coco/'
-depths = [1, 1, 2, 1]
 max_epochs = 3
 
 model = dict(
@@ -24,7 +23,7 @@ model = dict(
         _delete_=True,
         type='InternImage',
         channels=32,
-        depths=depths,
+        depths=[1, 1, 2, 1],
         groups=[2, 4, 8, 16],
         mlp_ratio=2.0,
         drop_path_rate=0.0,
@@ -125,7 +124,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='CustomLayerDecayOptimizerConstructor',
-    paramwise_cfg=dict(num_layers=sum(depths), layer_decay_rate=1.0, depths=depths),
+    paramwise_cfg=dict(layer_decay_rate=1.0),
     clip_grad=dict(max_norm=5.0),
 )
 randomness = dict(seed=0)

@@ -19,7 +19,6 @@ palette = [
 metainfo = dict(classes=classes, palette=palette)
 data_root = 'data/mini_ade20k'
 crop_size = (128, 128)
-depths = [1, 1, 2, 1]
 max_iters = 1500
 norm_cfg = dict(type='BN', requires_grad=True)
 
@@ -29,7 +28,7 @@ model = dict(
         _delete_=True,
         type='InternImage',
         channels=32,
-        depths=depths,
+        depths=[1, 1, 2, 1],
         groups=[2, 4, 8, 16],
         mlp_ratio=2.0,
         drop_path_rate=0.0,
@@ -98,6 +97,6 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.001, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='CustomLayerDecayOptimizerConstructor',
-    paramwise_cfg=dict(num_layers=sum(depths), layer_decay_rate=1.0, depths=depths),
+    paramwise_cfg=dict(layer_decay_rate=1.0),
 )
 randomness = dict(seed=0)

@@ -14,7 +14,7 @@ from .datasets import (
     migrate_evaluator,
     migrate_loaders,
 )
-from .models import migrate_model
+from .models import backbone_depths, migrate_model
 from .pipelines import (
     Pipeline,
     migrate_pipeline,
@@ -101,7 +101,8 @@ def migrate_config(old: dict) -> Migration:
         interval, save_best = _evaluation(top, config, datasets, scope, report)
     with _part('the schedule'):
         config.update(_loops(datasets, by_epoch, total, interval))
-        config['optim_wrapper'] = migrate_optimizer(top, report)
+        depths = backbone_depths(config['model']['backbone'])
+        config['optim_wrapper'] = migrate_optimizer(top, depths, report)
         config['param_scheduler'] = migrate_schedule(top, by_epoch, total, report)
     with _part('the hooks and the runtime'):
         if hooks := migrate_custom_hooks(top, report):

@@ -107,6 +107,12 @@ def migrate_backbone(old: Settings, report: Report) -> dict:
 _ABSENT = object()
 
 
+def backbone_depths(backbone: dict) -> list[int]:
+    """Blocks of each level of a translated backbone; empty if it is no InternImage."""
+    preset = architecture(backbone['arch']) if 'arch' in backbone else {}
+    return list(backbone.get('depths', preset.get('depths', ())))
+
+
 def _neck(necks: dict | list[dict], report: Report) -> dict:
     if isinstance(necks, list) and len(necks) != 1:
         report.problem('model.neck', f'a list of {len(necks)} necks; mmdet 3 takes one')

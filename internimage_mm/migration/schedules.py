@@ -15,8 +15,11 @@ _SAME_HOOKS: dict[str, tuple[str, ...]] = {
 _OFFICIAL_MODULES = ('mmcv_custom', 'mmdet_custom', 'mmseg_custom')
 
 
-def migrate_optimizer(old: Settings, report: Report) -> dict:
-    """``optimizer``, ``optimizer_config`` and ``fp16`` -> ``optim_wrapper``."""
+def migrate_optimizer(old: Settings, depths: list[int], report: Report) -> dict:
+    """``optimizer``, ``optimizer_config`` and ``fp16`` -> ``optim_wrapper``.
+
+    ``depths`` are those of the backbone: layer decay finds them by itself.
+    """
     optimizer = dict(old.take('optimizer') or {})
     constructor = optimizer.pop('constructor', None)
     paramwise = optimizer.pop('paramwise_cfg', None)
@@ -31,6 +34,9 @@ def migrate_optimizer(old: Settings, report: Report) -> dict:
                 'mmengine.registry.OPTIM_WRAPPER_CONSTRUCTORS',
             )
     if paramwise:
+        for key, found in (('num_layers', sum(depths)), ('depths', depths)):
+            if paramwise.get(key) == found:
+                paramwise = {k: v for k, v in paramwise.items() if k != key}
         wrapper['paramwise_cfg'] = paramwise
 
     config = old.section('optimizer_config')

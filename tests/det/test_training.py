@@ -95,9 +95,6 @@ def reduce(cfg, root):
         stages = model.train_cfg.rcnn
         for stage in stages if isinstance(stages, list) else [stages]:
             stage.sampler.num = 32
-    paramwise = cfg.optim_wrapper.paramwise_cfg
-    if 'depths' in paramwise:
-        paramwise.update(depths=TINY['depths'], num_layers=sum(TINY['depths']))
     cfg.train_dataloader.update(
         batch_size=BATCH,
         num_workers=0,

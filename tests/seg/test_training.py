@@ -41,7 +41,6 @@ def small_config(name, root):
             elif transform.type == 'RandomCrop':
                 transform.crop_size = CROP
     cfg.model.data_preprocessor.size = CROP
-    depths = BACKBONE['depths']
     options = {'backbone': dict(BACKBONE), 'decode_head': {'in_channels': [16, 32, 64, 128]}}
     if name == 'mask2former':
         options['backbone']['level2_post_norm_block_ids'] = [1]
@@ -74,10 +73,7 @@ def small_config(name, root):
             # Without decay, a weight moves only if a gradient reaches it; Adam's first steps have
             # the size of the learning rate.
             'param_scheduler': [],
-            'optim_wrapper': {
-                'optimizer': {'lr': 1e-3, 'weight_decay': 0.0},
-                'paramwise_cfg': {'num_layers': sum(depths), 'depths': depths},
-            },
+            'optim_wrapper': {'optimizer': {'lr': 1e-3, 'weight_decay': 0.0}},
             'train_cfg': {'max_iters': 2, 'val_interval': 2},
             'default_hooks': {
                 'logger': {'interval': 1},

@@ -9,14 +9,11 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=501),
 ]
 
-# A config of another size overrides `num_layers` and `depths`.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=0.0001, betas=(0.9, 0.999), weight_decay=0.0001),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     constructor='CustomLayerDecayOptimizerConstructor',
     # offset_lr_scale acts on the sampling offsets of encoder and decoder.
-    paramwise_cfg=dict(
-        num_layers=50, layer_decay_rate=0.94, depths=[6, 6, 32, 6], offset_lr_scale=1e-3
-    ),
+    paramwise_cfg=dict(layer_decay_rate=0.94, offset_lr_scale=1e-3),
 )

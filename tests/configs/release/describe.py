@@ -23,7 +23,7 @@ def describe(cfg, model, metafile_model, expected):
         'heads': model_terms.heads(cfg, model),
         'train_pipeline': data_terms.train_pipeline(cfg),
         'test_pipeline': data_terms.test_pipeline(cfg),
-        'optimizer': training_terms.optimizer(cfg),
+        'optimizer': training_terms.optimizer(cfg, model),
         # The rest of the schedule is the curve of the learning rate, compared by its values.
         'schedule': training_terms.schedule_length(cfg),
         'batch': training_terms.batch(cfg),

@@ -8,7 +8,7 @@ import torch
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 
 
-def optimizer(cfg):
+def optimizer(cfg, model):
     wrapper = cfg.optim_wrapper
     assert wrapper.type == 'OptimWrapper'  # float32, as the official release
     described = dict(wrapper.optimizer)
@@ -17,6 +17,10 @@ def optimizer(cfg):
     paramwise = json.loads(json.dumps(wrapper.get('paramwise_cfg')))
     described['paramwise_cfg'] = paramwise
     if described['constructor'] == 'CustomLayerDecayOptimizerConstructor':
+        # Our configs leave to the constructor what it finds in the model; so does this.
+        backbone = getattr(model.backbone, 'cb_modules', [model.backbone])[0]
+        depths = [len(level.blocks) for level in backbone.levels]
+        paramwise.update(num_layers=sum(depths), depths=depths)
         described['effective'] = {
             'layer_decay_rate': paramwise['layer_decay_rate'],
             # Stem and everything behind the backbone are one layer each.
