@@ -13,7 +13,7 @@ from .functional import dcnv3
 LAYER_NORM_EPS = 1e-6
 """Epsilon of every layer norm of InternImage (PyTorch's default is 1e-5)."""
 
-_ACTIVATIONS = {'GELU': nn.GELU, 'ReLU': nn.ReLU, 'SiLU': nn.SiLU}
+ACTIVATIONS = {'GELU': nn.GELU, 'ReLU': nn.ReLU, 'SiLU': nn.SiLU}
 
 
 class Permute(nn.Module):
@@ -44,9 +44,9 @@ def build_activation(name: str) -> nn.Module:
     Raises:
         ValueError: Not one of GELU (exact, by erf), ReLU, SiLU.
     """
-    if name not in _ACTIVATIONS:
-        raise ValueError(f'act_layer must be one of {", ".join(_ACTIVATIONS)}, got {name!r}')
-    return _ACTIVATIONS[name]()
+    if name not in ACTIVATIONS:
+        raise ValueError(f'act_layer must be one of {", ".join(ACTIVATIONS)}, got {name!r}')
+    return ACTIVATIONS[name]()
 
 
 def build_norm(

@@ -20,7 +20,8 @@ from internimage_mm.checkpoint import (
     read_checkpoint,
 )
 
-from .internimage import NUM_LEVELS, InternImage
+from .internimage import InternImage, pretrained_init_cfg
+from .settings import NUM_STAGES, unless_arch
 
 STRIDE = 32
 """Height and width of the images must be multiples of it."""
@@ -29,10 +30,10 @@ STRIDE = 32
 class LeadInternImage(InternImage):
     """The second backbone: no stem of its own, and a scale for what it is fed at each level."""
 
-    def __init__(self, arch: str | None = None, **settings) -> None:
-        super().__init__(arch, **settings)
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
         del self.patch_embed
-        for i in range(NUM_LEVELS):
+        for i in range(NUM_STAGES):
             self.register_parameter(f'gamma{i}', nn.Parameter(torch.zeros(self.channels * 2**i)))
 
     def forward(  # type: ignore[override]
@@ -80,8 +81,9 @@ class CBInternImage(BaseModule):
         cb_del_stages: 1, as in all official configs.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes the checkpoint of one
             InternImage for both backbones, or that of a whole CB-InternImage.
-        **settings: Those of :class:`InternImage`, for both alike; ``channels`` defaults to 96 when
-            there is no ``arch``.
+        pretrained: The same as a string, as configs before mmengine have it.
+
+    All other arguments are those of :class:`InternImage`, for both backbones alike.
 
     Raises:
         TypeError: Unknown argument.
@@ -99,10 +101,33 @@ class CBInternImage(BaseModule):
         out_indices: Sequence[Sequence[int]] = ((1, 2, 3), (1, 2, 3)),
         cb_zero_init: bool = True,
         cb_del_stages: int = 1,
-        init_cfg: dict | None = None,
-        **settings,
+        core_op: str = 'DCNv3',
+        channels: int = unless_arch(96),
+        depths: Sequence[int] = unless_arch([3, 4, 18, 5]),
+        groups: Sequence[int] = unless_arch([3, 6, 12, 24]),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        drop_path_type: str = 'linear',
+        act_layer: str = 'GELU',
+        norm_layer: str = 'LN',
+        layer_scale: float | None = unless_arch(None),
+        offset_scale: float = unless_arch(1.0),
+        post_norm: bool = unless_arch(False),
+        res_post_norm: bool = unless_arch(False),
+        dw_kernel_size: int | None = unless_arch(None),
+        level2_post_norm: bool = unless_arch(False),
+        level2_post_norm_block_ids: Sequence[int] | None = unless_arch(None),
+        center_feature_scale: bool = unless_arch(False),
+        remove_center: bool = False,
+        use_dcn_v4_op: bool = False,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
+        super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
         if not isinstance(out_indices, (list, tuple)) or [
             isinstance(levels, (list, tuple)) for levels in out_indices
         ] != [True, True]:
@@ -112,19 +137,43 @@ class CBInternImage(BaseModule):
             )
         if cb_del_stages != 1:
             raise ValueError(f'cb_del_stages must be 1, got {cb_del_stages}')
-        if arch is None:
-            settings.setdefault('channels', 96)
-        assisting = InternImage(arch, out_indices=out_indices[0], **settings)
-        lead = LeadInternImage(arch, out_indices=out_indices[1], **settings)
+        settings: dict[str, Any] = dict(
+            arch=arch,
+            core_op=core_op,
+            channels=channels,
+            depths=depths,
+            groups=groups,
+            mlp_ratio=mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            drop_path_type=drop_path_type,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+            layer_scale=layer_scale,
+            offset_scale=offset_scale,
+            post_norm=post_norm,
+            res_post_norm=res_post_norm,
+            dw_kernel_size=dw_kernel_size,
+            level2_post_norm=level2_post_norm,
+            level2_post_norm_block_ids=level2_post_norm_block_ids,
+            center_feature_scale=center_feature_scale,
+            remove_center=remove_center,
+            use_dcn_v4_op=use_dcn_v4_op,
+            with_cp=with_cp,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+        )
+        assisting = InternImage(out_indices=out_indices[0], **settings)
+        lead = LeadInternImage(out_indices=out_indices[1], **settings)
         self.cb_modules = nn.ModuleList([assisting, lead])
         self.skipped = int(len(out_indices[0]) == len(out_indices[1]) + 1)
-        channels = [assisting.channels * 2**i for i in range(NUM_LEVELS)]
+        channels = [assisting.channels * 2**i for i in range(NUM_STAGES)]
         self.cb_linears = nn.ModuleList(
             nn.ModuleList(
                 nn.Identity() if j == i else nn.Conv2d(channels[j], channels[i], 1)
-                for j in range(i, NUM_LEVELS)
+                for j in range(i, NUM_STAGES)
             )
-            for i in range(NUM_LEVELS)
+            for i in range(NUM_STAGES)
         )
 
     def init_weights(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
@@ -21,12 +22,7 @@ from ops_dcnv3.modules import (
     is_plain_linear,
 )
 
-from .presets import architecture
-
-NUM_LEVELS = 4
-
-_CORE_OPS = {'DCNv3': None, 'DCNv3_pytorch': 'reference'}
-"""Backend of the op for each value of the official argument ``core_op``."""
+from .settings import CORE_OPS, NUM_STAGES, Settings, UnlessArch, unless_arch
 
 
 class DropPath(nn.Module):
@@ -107,47 +103,32 @@ class Block(nn.Module):
     ``res_post_norm`` is not applied, though its parameters exist; both as in the official code.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        group: int,
-        *,
-        backend: str | None,
-        mlp_ratio: float,
-        drop_rate: float,
-        drop_path_rate: float,
-        act_layer: str,
-        norm_layer: str,
-        post_norm: bool,
-        res_post_norm: bool,
-        layer_scale: float | None,
-        offset_scale: float,
-        dw_kernel_size: int | None,
-        center_feature_scale: bool,
-        remove_center: bool,
-        with_cp: bool,
-    ) -> None:
+    def __init__(self, settings: Settings, stage: int, drop_path_rate: float) -> None:
         super().__init__()
-        self.post_norm = post_norm
-        self.res_post_norm = res_post_norm and not post_norm and layer_scale is None
-        self.with_cp = with_cp
+        channels, layer_scale = settings.stage_channels(stage), settings.layer_scale
+        self.post_norm = settings.post_norm
+        self.res_post_norm = (
+            settings.res_post_norm and not settings.post_norm and layer_scale is None
+        )
+        self.with_cp = settings.with_cp
         self.norm1 = build_norm(channels, 'LN')
         self.dcn = DCNv3(
             channels,
             kernel_size=3,
-            dw_kernel_size=dw_kernel_size,
-            group=group,
-            offset_scale=offset_scale,
-            act_layer=act_layer,
-            norm_layer=norm_layer,
-            center_feature_scale=center_feature_scale,
-            remove_center=remove_center,
-            backend=backend,
+            dw_kernel_size=settings.dw_kernel_size,
+            group=settings.groups[stage],
+            offset_scale=settings.offset_scale,
+            act_layer=settings.act_layer,
+            norm_layer=settings.norm_layer,
+            center_feature_scale=settings.center_feature_scale,
+            remove_center=settings.remove_center,
+            backend=CORE_OPS[settings.core_op],
         )
         self.drop_path = DropPath(drop_path_rate)
         self.norm2 = build_norm(channels, 'LN')
-        self.mlp = MLP(channels, int(channels * mlp_ratio), act_layer, drop_rate)
-        if res_post_norm:
+        hidden = int(channels * settings.mlp_ratio)
+        self.mlp = MLP(channels, hidden, settings.act_layer, settings.drop_rate)
+        if settings.res_post_norm:
             self.res_post_norm1 = build_norm(channels, 'LN')
             self.res_post_norm2 = build_norm(channels, 'LN')
         if layer_scale is None:
@@ -235,34 +216,30 @@ def _contiguous_channels_first(x: Tensor) -> Tensor:
     return output.view(batch, channels, height, width)
 
 
-class Level(nn.Module):
+class Stage(nn.Module):
     """Blocks of one resolution with the norms between and after them, and the downsampling."""
 
-    def __init__(
-        self,
-        channels: int,
-        group: int,
-        drop_path_rates: Sequence[float],
-        *,
-        end_norm: bool,
-        post_norm_block_ids: Sequence[int],
-        downsample: bool,
-        norm_layer: str,
-        **block_settings,
-    ) -> None:
+    def __init__(self, settings: Settings, stage: int) -> None:
         super().__init__()
-        self.post_norm_block_ids = list(post_norm_block_ids)
-        self.blocks = nn.ModuleList(
-            Block(channels, group, drop_path_rate=rate, norm_layer=norm_layer, **block_settings)
-            for rate in drop_path_rates
+        channels = settings.stage_channels(stage)
+        ids = (
+            settings.level2_post_norm_block_ids if settings.level2_post_norm and stage == 2 else ()
         )
-        self.norm = build_norm(channels, 'LN') if end_norm else None
-        if post_norm_block_ids:
-            self.post_norms = nn.ModuleList(build_norm(channels, 'LN') for _ in post_norm_block_ids)
-        self.downsample = Downsample(channels, norm_layer) if downsample else None
+        self.post_norm_block_ids = list(ids or ())
+        self.blocks = nn.ModuleList(
+            Block(settings, stage, rate) for rate in settings.drop_path_rates(stage)
+        )
+        has_end_norm = not settings.post_norm or settings.center_feature_scale
+        self.norm = build_norm(channels, 'LN') if has_end_norm else None
+        if self.post_norm_block_ids:
+            self.post_norms = nn.ModuleList(
+                build_norm(channels, 'LN') for _ in self.post_norm_block_ids
+            )
+        last = stage == NUM_STAGES - 1
+        self.downsample = None if last else Downsample(channels, settings.norm_layer)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the input of the next level and the feature of this one, both (N, H, W, C)."""
+        """Return the input of the next stage and the feature of this one, both (N, H, W, C)."""
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.post_norm_block_ids:
@@ -282,137 +259,127 @@ class InternImage(BaseModule):
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'xlarge'``, ``'huge'``,
-            ``'giant'`` or t, s, b, l, xl, h, g. Sets channels, depths, groups, layer_scale,
-            offset_scale, post_norm and, for huge and giant, dw_kernel_size, res_post_norm,
-            level2_post_norm(_block_ids) and center_feature_scale. Single arguments override it.
+            ``'giant'`` or t, s, b, l, xl, h, g. Replaces the defaults that are written
+            ``unless_arch(...)`` by those of the released size; single arguments override it.
+        core_op: ``'DCNv3'`` takes the fastest backend of the op, ``'DCNv3_pytorch'`` the plain
+            PyTorch one.
+        channels: Channels C of the first level, doubled at each further one.
+        depths: Blocks of the four levels.
+        groups: Groups of the op in the four levels.
+        mlp_ratio: Hidden over outer channels of the MLP.
+        drop_rate: Dropout after the stem and in the MLP.
+        drop_path_rate: Stochastic depth.
+        drop_path_type: ``'linear'``, from 0 in the first block to the rate in the last one, or
+            ``'uniform'``.
+        act_layer: A key of ``ops_dcnv3.modules.ACTIVATIONS``; the official one is the exact GELU.
+        norm_layer: ``'LN'`` or ``'BN'`` in stem, downsampling and depth-wise branch; all other
+            norms are layer norms.
+        layer_scale: Initial factor of the residual branches; None: none.
+        offset_scale: Factor on sampling grid and offsets.
+        post_norm: Norm after instead of before the layer of a branch.
+        res_post_norm: Norm before and after it.
+        dw_kernel_size: Kernel of the depth-wise branch; None: 3.
+        level2_post_norm: Norms on the residual stream of the third level.
+        level2_post_norm_block_ids: After which blocks they stand.
+        center_feature_scale: Mix the op's output with its input.
+        remove_center: Sample without the central point.
+        use_dcn_v4_op: Accepted; selects another kernel for the same function in the official
+            code and has no effect here.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        out_indices: Levels to return, in level order; negative ones count from the end.
+        frozen_stages: Number of levels kept frozen, -1 or 0 for none. The stem is never frozen, as
+            in the official code.
+        norm_eval: Keep batch norms in evaluation mode.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` reads official files of every
             layout and raises when weights of the backbone are missing.
-        core_op (str): ``'DCNv3'`` (default) takes the fastest backend of the op,
-            ``'DCNv3_pytorch'`` the plain PyTorch one.
-        channels (int): Channels C of the first level, doubled at each further one. Default 64.
-        depths (list[int]): Blocks of the four levels. Default [3, 4, 18, 5].
-        groups (list[int]): Groups of the op in the four levels. Default [3, 6, 12, 24].
-        mlp_ratio (float): Hidden over outer channels of the MLP. Default 4.
-        drop_rate (float): Dropout after the stem and in the MLP. Default 0.
-        drop_path_rate (float): Stochastic depth. Default 0.2.
-        drop_path_type (str): ``'linear'`` (default), from 0 in the first block to the rate in the
-            last one, or ``'uniform'``.
-        act_layer (str): ``'GELU'`` (default), ``'ReLU'`` or ``'SiLU'``.
-        norm_layer (str): ``'LN'`` (default) or ``'BN'`` in stem, downsampling and depth-wise
-            branch; all other norms are layer norms.
-        layer_scale (float | None): Initial factor of the residual branches. Default None: none.
-        offset_scale (float): Factor on sampling grid and offsets. Default 1.0.
-        post_norm (bool): Norm after instead of before the layer of a branch. Default False.
-        res_post_norm (bool): Norm before and after it. Default False.
-        dw_kernel_size (int | None): Kernel of the depth-wise branch. Default None: 3.
-        level2_post_norm (bool): Norms on the residual stream of the third level. Default False.
-        level2_post_norm_block_ids (list[int] | None): After which blocks they stand.
-        center_feature_scale (bool): Mix the op's output with its input. Default False.
-        remove_center (bool): Sample without the central point. Default False.
-        use_dcn_v4_op (bool): Accepted; selects another kernel for the same function in the official
-            code and has no effect here.
-        with_cp (bool): Recompute blocks in the backward pass to save memory. Default False.
-        out_indices (int | Sequence[int]): Levels to return, in level order; negative ones count
-            from the end. Default (0, 1, 2, 3).
-        frozen_stages (int): Number of levels kept frozen, -1 or 0 for none (default -1). The stem
-            is never frozen, as in the official code.
-        norm_eval (bool): Keep batch norms in evaluation mode. Default False.
+        pretrained: The same as a string, as configs before mmengine have it.
 
     Raises:
-        TypeError: Unknown argument.
-        ValueError: Unknown ``arch`` or settings that do not fit one another.
+        TypeError: Unknown argument; ``pretrained`` is no string.
+        ValueError: Unknown ``arch``, settings that do not fit one another, or both ``init_cfg`` and
+            ``pretrained``.
     """
 
-    DEFAULTS = dict(
-        core_op='DCNv3',
-        channels=64,
-        depths=[3, 4, 18, 5],
-        groups=[3, 6, 12, 24],
-        mlp_ratio=4.0,
-        drop_rate=0.0,
-        drop_path_rate=0.2,
-        drop_path_type='linear',
-        act_layer='GELU',
-        norm_layer='LN',
-        layer_scale=None,
-        offset_scale=1.0,
-        post_norm=False,
-        res_post_norm=False,
-        dw_kernel_size=None,
-        level2_post_norm=False,
-        level2_post_norm_block_ids=None,
-        center_feature_scale=False,
-        remove_center=False,
-        use_dcn_v4_op=False,
-        with_cp=False,
-        out_indices=(0, 1, 2, 3),
-        frozen_stages=-1,
-        norm_eval=False,
-    )
-
     def __init__(
-        self, arch: str | None = None, *, init_cfg: dict | None = None, **settings
+        self,
+        arch: str | None = None,
+        *,
+        core_op: str = 'DCNv3',
+        channels: int = unless_arch(64),
+        depths: Sequence[int] = unless_arch([3, 4, 18, 5]),
+        groups: Sequence[int] = unless_arch([3, 6, 12, 24]),
+        mlp_ratio: float = 4.0,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.2,
+        drop_path_type: str = 'linear',
+        act_layer: str = 'GELU',
+        norm_layer: str = 'LN',
+        layer_scale: float | None = unless_arch(None),
+        offset_scale: float = unless_arch(1.0),
+        post_norm: bool = unless_arch(False),
+        res_post_norm: bool = unless_arch(False),
+        dw_kernel_size: int | None = unless_arch(None),
+        level2_post_norm: bool = unless_arch(False),
+        level2_post_norm_block_ids: Sequence[int] | None = unless_arch(None),
+        center_feature_scale: bool = unless_arch(False),
+        remove_center: bool = False,
+        use_dcn_v4_op: bool = False,
+        with_cp: bool = False,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+        pretrained: str | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        unknown = sorted(set(settings) - set(self.DEFAULTS))
-        if unknown:
-            raise TypeError(
-                f'InternImage got unknown argument(s) {", ".join(unknown)}; '
-                f'known are arch, init_cfg, {", ".join(self.DEFAULTS)}'
-            )
-        preset = architecture(arch) if arch is not None else {}
-        options = {**self.DEFAULTS, **preset, **settings}
-        _check_options(options)
-
-        self.channels: int = options['channels']
-        self.depths: list[int] = list(options['depths'])
-        self.groups: list[int] = list(options['groups'])
-        self.out_indices = _level_indices(options['out_indices'])
-        self.frozen_stages: int = options['frozen_stages']
-        self.norm_eval: bool = options['norm_eval']
-        post_norm_ids = options['level2_post_norm_block_ids'] or ()
-
-        self.patch_embed = Stem(self.channels, options['act_layer'], options['norm_layer'])
-        self.pos_drop = nn.Dropout(options['drop_rate'])
-        rates = _drop_path_rates(
-            options['drop_path_rate'], options['drop_path_type'], sum(self.depths)
+        super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
+        settings = Settings.with_arch(
+            arch,
+            core_op=core_op,
+            channels=channels,
+            depths=depths,
+            groups=groups,
+            mlp_ratio=mlp_ratio,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            drop_path_type=drop_path_type,
+            act_layer=act_layer,
+            norm_layer=norm_layer,
+            layer_scale=layer_scale,
+            offset_scale=offset_scale,
+            post_norm=post_norm,
+            res_post_norm=res_post_norm,
+            dw_kernel_size=dw_kernel_size,
+            level2_post_norm=level2_post_norm,
+            level2_post_norm_block_ids=level2_post_norm_block_ids,
+            center_feature_scale=center_feature_scale,
+            remove_center=remove_center,
+            with_cp=with_cp,
         )
-        block_settings = {
-            key: options[key]
-            for key in (
-                'mlp_ratio',
-                'drop_rate',
-                'act_layer',
-                'post_norm',
-                'res_post_norm',
-                'layer_scale',
-                'offset_scale',
-                'dw_kernel_size',
-                'center_feature_scale',
-                'remove_center',
-                'with_cp',
+        if not -1 <= frozen_stages <= NUM_STAGES:
+            raise ValueError(
+                f'frozen_stages must be between -1 and {NUM_STAGES}, got {frozen_stages}'
             )
-        }
-        self.levels = nn.ModuleList()
-        for i, depth in enumerate(self.depths):
-            first = sum(self.depths[:i])
-            self.levels.append(
-                Level(
-                    self.channels * 2**i,
-                    self.groups[i],
-                    rates[first : first + depth],
-                    end_norm=not options['post_norm'] or options['center_feature_scale'],
-                    post_norm_block_ids=(
-                        post_norm_ids if options['level2_post_norm'] and i == 2 else ()
-                    ),
-                    downsample=i < NUM_LEVELS - 1,
-                    norm_layer=options['norm_layer'],
-                    backend=_CORE_OPS[options['core_op']],
-                    **block_settings,
-                )
-            )
+        self.channels = settings.channels
+        self.depths = list(settings.depths)
+        self.groups = list(settings.groups)
+        self.out_indices = _stage_indices(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+        self.patch_embed = Stem(settings.channels, act_layer, norm_layer)
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.levels = nn.ModuleList(Stage(settings, i) for i in range(NUM_STAGES))
         self.apply(_init_module)
         self._freeze()
+
+    DEFAULTS = {
+        name: parameter.default.value
+        if isinstance(parameter.default, UnlessArch)
+        else parameter.default
+        for name, parameter in inspect.signature(__init__).parameters.items()
+        if name not in ('self', 'arch', 'init_cfg', 'pretrained')
+    }
+    """Settings of a backbone without ``arch`` to which nothing is given."""
 
     @property
     def out_channels(self) -> list[int]:
@@ -480,65 +447,40 @@ class InternImage(BaseModule):
             level = int(parts[1])
             if parts[2] == 'blocks':
                 return sum(self.depths[:level]) + int(parts[3]), num_layers
-            if parts[2] in ('downsample', 'norm') and level < NUM_LEVELS - 1:
+            if parts[2] in ('downsample', 'norm') and level < NUM_STAGES - 1:
                 return sum(self.depths[: level + 1]), num_layers
         return num_layers - 1, num_layers
 
 
-def _check_options(options: dict) -> None:
-    """Raise ValueError for values that no InternImage can have."""
-    channels, depths, groups = options['channels'], options['depths'], options['groups']
-    for name in ('depths', 'groups'):
-        if len(options[name]) != NUM_LEVELS:
-            raise ValueError(f'{name} must have {NUM_LEVELS} entries, got {options[name]}')
-    if min(depths) < 1:
-        raise ValueError(f'depths must be positive, got {depths}')
-    if channels < 2 or channels % 2:
-        raise ValueError(f'channels must be a positive even number, got {channels}')
-    for i, group in enumerate(groups):
-        if group < 1 or (channels * 2**i) % group:
-            raise ValueError(
-                f'groups must divide the channels of their level: level {i} has '
-                f'{channels * 2**i} channels and {group} groups (channels={channels}, '
-                f'groups={list(groups)})'
-            )
-    if options['core_op'] not in _CORE_OPS:
+def pretrained_init_cfg(
+    init_cfg: dict | list[dict] | None, pretrained: str | None
+) -> dict | list[dict] | None:
+    """``init_cfg``, or that which the older argument ``pretrained`` stands for.
+
+    Raises:
+        TypeError: ``pretrained`` is neither a string nor None.
+        ValueError: Both are given.
+    """
+    if pretrained is None:
+        return init_cfg
+    if not isinstance(pretrained, str):
+        raise TypeError(f'pretrained must be a path or URL or None, got {pretrained!r}')
+    if init_cfg is not None:
         raise ValueError(
-            f'core_op must be one of {", ".join(_CORE_OPS)}, got {options["core_op"]!r}'
+            f'give init_cfg or pretrained, not both; got init_cfg={init_cfg} and '
+            f'pretrained={pretrained!r}'
         )
-    if options['drop_path_type'] not in ('linear', 'uniform'):
-        raise ValueError(
-            f'drop_path_type must be linear or uniform, got {options["drop_path_type"]!r}'
-        )
-    if not 0 <= options['drop_path_rate'] < 1:  # at 1, DropPath divides by zero
-        raise ValueError(f'drop_path_rate must be in [0, 1), got {options["drop_path_rate"]}')
-    if not -1 <= options['frozen_stages'] <= NUM_LEVELS:
-        raise ValueError(
-            f'frozen_stages must be between -1 and {NUM_LEVELS}, got {options["frozen_stages"]}'
-        )
-    if options['level2_post_norm']:
-        ids = options['level2_post_norm_block_ids']
-        if not ids or len(set(ids)) != len(ids) or not all(0 <= i < depths[2] for i in ids):
-            raise ValueError(
-                'level2_post_norm needs level2_post_norm_block_ids, different block indices of '
-                f'the {depths[2]} blocks of level 2, got {ids}'
-            )
+    return dict(type='Pretrained', checkpoint=pretrained)
 
 
-def _level_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
+def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
     indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    levels = sorted(i + NUM_LEVELS if i < 0 else i for i in indices)
-    if not levels or len(set(levels)) != len(levels) or levels[0] < 0 or levels[-1] >= NUM_LEVELS:
+    stages = sorted(i + NUM_STAGES if i < 0 else i for i in indices)
+    if not stages or len(set(stages)) != len(stages) or stages[0] < 0 or stages[-1] >= NUM_STAGES:
         raise ValueError(
-            f'out_indices must be different levels from 0 to {NUM_LEVELS - 1}, got {out_indices}'
+            f'out_indices must be different levels from 0 to {NUM_STAGES - 1}, got {out_indices}'
         )
-    return tuple(levels)
-
-
-def _drop_path_rates(rate: float, kind: str, total: int) -> list[float]:
-    if kind == 'uniform':
-        return [rate] * total
-    return [rate * i / max(total - 1, 1) for i in range(total)]
+    return tuple(stages)
 
 
 def _init_module(module: nn.Module) -> None:

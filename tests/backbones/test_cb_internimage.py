@@ -161,7 +161,7 @@ def test_out_indices_that_are_not_two_lists(out_indices):
 def test_other_wrong_arguments():
     with pytest.raises(ValueError, match='cb_del_stages must be 1, got 2'):
         tiny_cb(cb_del_stages=2)
-    with pytest.raises(TypeError, match='unknown argument'):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
         tiny_cb(colour='red')
 
 

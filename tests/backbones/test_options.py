@@ -1,11 +1,21 @@
 """Constructor arguments other than sizes, and training behaviour."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
-from backbones.helpers import GRADIENT_VARIANTS, golden_backbone, images, tiny, with_golden_weights
+from backbones.helpers import (
+    GRADIENT_VARIANTS,
+    TINY,
+    golden_backbone,
+    images,
+    tiny,
+    with_golden_weights,
+)
 from torch import nn
 
+from internimage_mm import CBInternImage, InternImage
 from internimage_mm.backbones.internimage import DropPath
 from ops_dcnv3 import DCNv3
 
@@ -15,12 +25,9 @@ from ops_dcnv3 import DCNv3
 @pytest.mark.parametrize(
     ('settings', 'error', 'match'),
     [
-        (
-            dict(arc='tiny'),
-            TypeError,
-            r'unknown argument\(s\) arc; known are arch, init_cfg, .*dep',
-        ),
-        (dict(pretrained='x', b=1), TypeError, r'unknown argument\(s\) b, pretrained'),
+        (dict(arc='tiny'), TypeError, "unexpected keyword argument 'arc'"),
+        (dict(pretrained=3), TypeError, 'pretrained must be a path or URL or None, got 3'),
+        (dict(pretrained='x', init_cfg=[]), ValueError, 'give init_cfg or pretrained, not both'),
         (dict(arch='nano'), ValueError, r"unknown arch 'nano'"),
         (dict(depths=[1, 1, 1]), ValueError, r'depths must have 4 entries, got \[1, 1, 1\]'),
         (dict(groups=[1] * 5), ValueError, r'groups must have 4 entries, got \[1, 1, 1, 1, 1\]'),
@@ -64,6 +71,25 @@ from ops_dcnv3 import DCNv3
 def test_bad_settings(settings, error, match):
     with pytest.raises(error, match=match):
         tiny(**settings)
+
+
+@pytest.mark.parametrize('backbone', [InternImage, CBInternImage])
+def test_signature_is_explicit(backbone):
+    parameters = inspect.signature(backbone).parameters
+    assert parameters.keys() >= {*InternImage.DEFAULTS, 'arch', 'init_cfg', 'pretrained'}
+    kinds = {parameter.kind for parameter in parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+    assert str(parameters['depths']).endswith('= unless_arch([3, 4, 18, 5])')
+
+
+@pytest.mark.parametrize('backbone', [InternImage, CBInternImage])
+def test_pretrained_is_an_init_cfg(backbone):
+    """As of mmdet's Swin; configs of mmdet 3 that were made from older ones have it."""
+    with torch.device('meta'):
+        model = backbone(**TINY, pretrained='weights.pth')
+    assert model.init_cfg == dict(type='Pretrained', checkpoint='weights.pth')
+    with pytest.raises(FileNotFoundError, match=r'weights\.pth'):
+        model.init_weights()
 
 
 # ---- out_indices --------------------------------------------------------------------------------
