@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from packaging.version import Version
 
-from ops_dcnv3 import explain_backend
+from ops_dcnv3 import explain_backend, explain_fast_cpu
 
 from .version import __version__
 
@@ -124,6 +124,7 @@ def report() -> str:
             lines.append(explain_backend(device))
         except (RuntimeError, ValueError) as error:  # OPS_DCNV3_BACKEND names what cannot run
             lines.append(f'dcnv3 on {device} cannot run: {error}')
+    lines.append(explain_fast_cpu())
     found = conflicts()
     lines.append('known conflicts: ' + ('none' if not found else ''))
     lines += [f'  * {text}' for text in found]

@@ -185,7 +185,7 @@ def _norm(module: Any, x: Tensor, output: Tensor) -> int:
 
 
 def _dcn(module: DCNv3, x: Tensor, output: Tensor) -> int:
-    points = math.prod((module.kernel_size,) * 2) - int(module.remove_center)
+    points = math.prod(module.kernel_size) - int(module.remove_center)
     return 5 * points * output.numel()
 
 

@@ -1,7 +1,17 @@
 """DCNv3, the operator of InternImage, as a native PyTorch operator. Needs torch only."""
 
 from .backends import available_backends, explain_backend, use_backend
+from .fast_cpu import explain_fast_cpu, set_fast_cpu, use_fast_cpu
 from .functional import dcnv3
 from .modules import DCNv3
 
-__all__ = ['DCNv3', 'available_backends', 'dcnv3', 'explain_backend', 'use_backend']
+__all__ = [
+    'DCNv3',
+    'available_backends',
+    'dcnv3',
+    'explain_backend',
+    'explain_fast_cpu',
+    'set_fast_cpu',
+    'use_backend',
+    'use_fast_cpu',
+]

@@ -167,10 +167,10 @@ class CBInternImage(BaseModule):
         lead = LeadInternImage(out_indices=out_indices[1], **settings)
         self.cb_modules = nn.ModuleList([assisting, lead])
         self.skipped = int(len(out_indices[0]) == len(out_indices[1]) + 1)
-        channels = [assisting.channels * 2**i for i in range(NUM_STAGES)]
+        widths = [assisting.channels * 2**i for i in range(NUM_STAGES)]
         self.cb_linears = nn.ModuleList(
             nn.ModuleList(
-                nn.Identity() if j == i else nn.Conv2d(channels[j], channels[i], 1)
+                nn.Identity() if j == i else nn.Conv2d(widths[j], widths[i], 1)
                 for j in range(i, NUM_STAGES)
             )
             for i in range(NUM_STAGES)

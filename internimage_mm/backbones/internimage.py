@@ -12,15 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from internimage_mm.checkpoint import load_backbone_checkpoint
-from ops_dcnv3.modules import (
-    DCNv3,
-    apply_linear,
-    build_activation,
-    build_norm,
-    has_hooks,
-    is_cpu_inference,
-    is_plain_linear,
-)
+from ops_dcnv3 import fast_cpu
+from ops_dcnv3.modules import DCNv3, build_activation, build_norm
 
 from .settings import CORE_OPS, NUM_STAGES, Settings, UnlessArch, unless_arch
 
@@ -79,20 +72,18 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, hidden: int, act_layer: str, drop_rate: float) -> None:
         super().__init__()
+        self.hidden_channels = hidden
         self.fc1 = nn.Linear(channels, hidden)
         self.act = build_activation(act_layer)
         self.fc2 = nn.Linear(hidden, channels)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(apply_linear(self.fc1, x, self.act))
-        return self.drop(apply_linear(self.fc2, hidden))
+        return fast_cpu.in_parts(self._forward, x, self.hidden_channels, self.children())
 
-
-# Bytes of hidden features that an MLP computes at once in inference on the CPU, for each thread and
-# in all. Tensors of more than 32 MiB are mapped anew by glibc each time, and their page faults take
-# longer than a GELU.
-_MLP_PART, _LARGEST_MLP_PART = 4 * 2**20, 16 * 2**20
+    def _forward(self, x: Tensor) -> Tensor:
+        hidden = self.drop(fast_cpu.linear(self.fc1, x, self.act))
+        return self.drop(fast_cpu.linear(self.fc2, hidden))
 
 
 class Block(nn.Module):
@@ -146,74 +137,17 @@ class Block(nn.Module):
         after1 = self.res_post_norm1 if self.res_post_norm else None
         after2 = self.res_post_norm2 if self.res_post_norm else None
         x = self._residual(x, self.dcn, self.norm1, after1, self.gamma1)
-        mlp = (self.mlp, self.norm2, after2, self.gamma2)
-        x, parts = self._mlp_parts(x)
-        if not parts:
-            return self._residual(x, *mlp)
-        for part in parts:
-            self._residual(part, *mlp, in_place=True)  # of x, which nobody else has seen
-        return x
+        return self._residual(x, self.mlp, self.norm2, after2, self.gamma2)
 
-    def _mlp_parts(self, x: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """Return ``x`` and its pixels, cut into (1, 1, n, C), if that pays and nobody can see it.
-
-        So the hidden features of the MLP, which are larger by ``mlp_ratio``, never exist as a whole
-        in inference on the CPU.
-        """
-        if not (is_cpu_inference(x) and self._mlp_is_plain()):
-            return x, ()
-        x = x.contiguous()
-        rows = x.view(1, 1, -1, x.shape[-1])
-        hidden_bytes = rows.shape[2] * self.mlp.fc1.out_features * x.element_size()
-        part = min(_MLP_PART * torch.get_num_threads(), _LARGEST_MLP_PART)
-        if hidden_bytes < 2 * part:
-            return x, ()
-        return x, rows.tensor_split(hidden_bytes // part, dim=2)
-
-    def _mlp_is_plain(self) -> bool:
-        """Whether nothing between the residual sums was hooked or replaced, or drops samples."""
-        mlp, branch = self.mlp, [self.mlp, self.norm2, self.drop_path]
-        if self.res_post_norm:
-            branch.append(self.res_post_norm2)
-        return (
-            not self.training
-            and type(mlp) is MLP
-            and is_plain_linear(mlp.fc1)
-            and is_plain_linear(mlp.fc2)
-            and type(mlp.act) in (nn.GELU, nn.ReLU, nn.SiLU)
-            and all(type(norm) is nn.LayerNorm for layer in branch[1:] for norm in layer.children())
-            and not any(has_hooks(module) for layer in branch for module in layer.modules())
-        )
-
-    def _residual(
-        self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None, *, in_place: bool = False
-    ) -> Tensor:
+    def _residual(self, x: Tensor, layer, norm, norm_after, gamma: Tensor | None) -> Tensor:
         branch = norm(layer(x)) if self.post_norm else layer(norm(x))
         if norm_after is not None:
             branch = norm_after(branch)
         if gamma is None:
-            branch = self.drop_path(branch)
-            return x.add_(branch) if in_place else x + branch
-        # Drop path has one factor per sample, so it may act on the scale: then scale, drop path and
-        # sum are one pass over memory.
-        scale = self.drop_path(gamma.expand(x.shape[0], 1, 1, -1))
-        return x.addcmul_(branch, scale) if in_place else torch.addcmul(x, branch, scale)
-
-
-# PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions number
-# by number, on all threads, of which two take three times as long as the one.
-_MATRIX_THREADS = 4
-
-
-def _contiguous_channels_first(x: Tensor) -> Tensor:
-    """Copy (N, H, W, C) to (N, C, H, W)."""
-    if not is_cpu_inference(x) or torch.get_num_threads() > _MATRIX_THREADS:
-        return x.permute(0, 3, 1, 2).contiguous()
-    batch, height, width, channels = x.shape
-    output = x.new_empty(batch, channels, height * width)
-    for matrix, image in zip(output, x, strict=True):
-        matrix.copy_(image.flatten(0, 1).t())
-    return output.view(batch, channels, height, width)
+            return x + self.drop_path(branch)
+        # x + drop_path(gamma * branch) in one pass: drop path has one factor per sample, so it may
+        # act on the scale.
+        return torch.addcmul(x, branch, self.drop_path(gamma.expand(x.shape[0], 1, 1, -1)))
 
 
 class Stage(nn.Module):
@@ -410,7 +344,7 @@ class InternImage(BaseModule):
         for i, level in enumerate(self.levels):
             x, feature = level(x)
             if i in self.out_indices:
-                features.append(_contiguous_channels_first(feature))
+                features.append(feature.permute(0, 3, 1, 2).contiguous())
         return tuple(features)
 
     def train(self, mode: bool = True) -> InternImage:

@@ -1,7 +1,12 @@
-"""How DCNv3 runs its linear layers: two of them as one, and large ones as convolutions."""
+"""The layer DCNv3: its arguments, and how its linear layers run as convolutions on a CPU."""
 
 import contextlib
 import functools
+import importlib
+import os
+import subprocess
+import sys
+import types
 
 import pytest
 import torch
@@ -10,85 +15,102 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ops_dcnv3 import DCNv3, modules
-from ops_dcnv3.modules import apply_linear
+from ops_dcnv3 import DCNv3, explain_fast_cpu, fast_cpu, set_fast_cpu, use_fast_cpu
 
 
 class Recorder(TorchDispatchMode):
-    """Arguments of the op, and how many linear layers and convolutions run."""
+    """How many convolutions run."""
 
     def __init__(self):
         super().__init__()
-        self.linear, self.convolutions, self.op = 0, 0, None
+        self.convolutions = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.linear += function.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.linear)
         self.convolutions += function.overloadpacket is torch.ops.aten.convolution
-        if function.namespace == 'ops_dcnv3':
-            self.op = args
         return function(*args, **(kwargs or {}))
 
 
 def make(**settings):
     """A layer whose offsets and masks are not zero, and its input."""
     generator = torch.Generator().manual_seed(0)
-    layer = DCNv3(16, group=2, **settings)
+    layer = DCNv3(**{'channels': 16, 'group': 2, **settings})
     for parameter in layer.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
     return layer, torch.randn(1, 5, 6, 16, generator=generator)
 
 
-def linear_layers(layer, x):
-    with Recorder() as recorder, torch.no_grad():
-        output = layer(x)
-    return recorder.linear, output
+def run_backward(layer, x):
+    layer(x.clone().requires_grad_()).square().sum().backward()
 
 
-def separate(layer, x):
-    """Output and gradients with the two layers called one by one."""
-    layer.offset.register_forward_hook(lambda *args: None)
-    return output_and_gradients(layer, x)
+# ---- arguments ----------------------------------------------------------------------------------
 
 
-def output_and_gradients(layer, x):
-    layer.zero_grad()
-    x = x.clone().requires_grad_()
-    output = layer(x)
-    output.square().sum().backward()
-    return output.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())
+@pytest.mark.parametrize(
+    'settings',
+    [
+        dict(),
+        dict(kernel_size=5, dilation=2),
+        dict(kernel_size=(3, 5)),
+        dict(kernel_size=(1, 3), dilation=(3, 2), stride=(2, 3)),
+        dict(kernel_size=(3, 2), dilation=(1, 2), dw_kernel_size=(1, 5), stride=2),
+    ],
+    ids=str,
+)
+def test_starts_as_the_mean_over_the_grid(settings):
+    """For sizes as pairs, each with the padding that keeps the size."""
+    layer = DCNv3(channels=8, groups=2, **settings)
+    kernel, dilation, stride = (
+        value if isinstance(value, tuple) else (value, value)
+        for value in (
+            settings.get(k, d) for k, d in dict(kernel_size=3, dilation=1, stride=1).items()
+        )
+    )
+    padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+    assert layer.pad == padding
+    x = torch.randn(2, 9, 11, 8, generator=torch.manual_seed(0))
+    value = layer.input_proj(x).permute(0, 3, 1, 2)
+    weight = torch.full((8, 1, *kernel), 1 / (kernel[0] * kernel[1]))
+    mean = nn.functional.conv2d(value, weight, None, stride, padding, dilation, groups=8)
+    torch.testing.assert_close(layer(x), layer.output_proj(mean.permute(0, 2, 3, 1)))
 
 
-@pytest.mark.parametrize('settings', [dict(), dict(remove_center=True)], ids=str)
-def test_equals_two_layers(settings):
-    """The joint width is 54 and 48: with and without columns to fill it up to 16."""
-    layer, x = make(**settings)
-    keys = list(layer.state_dict())
-    joint = output_and_gradients(layer.double(), x.double())
-    assert linear_layers(layer, x.double())[0] == 3
-    for value, truth in zip(joint, separate(layer, x.double()), strict=True):
-        torch.testing.assert_close(value, truth)
-    assert linear_layers(layer, x.double())[0] == 4
-    assert list(layer.state_dict()) == keys
-    assert {'offset.weight', 'offset.bias', 'mask.weight', 'mask.bias'} < set(keys)
+def test_two_names_for_one_argument():
+    for layer in (DCNv3(16, pad=1, group=2), DCNv3(16, padding=1, groups=2)):
+        assert (layer.pad, layer.group) == ((1, 1), 2)
+    assert DCNv3(16, group=2, groups=2, pad=(1, 1), padding=(1, 1)).group == 2
+    assert DCNv3(16).group == 4
 
 
-def test_op_reads_both_parts_in_place():
-    layer, x = make()
-    with Recorder() as recorder, torch.no_grad():
-        layer(x)
-    offset, mask = recorder.op[1:3]
-    assert offset.stride() == mask.stride() == (5 * 6 * 64, 6 * 64, 64, 1)
-    assert offset.untyped_storage().data_ptr() == mask.untyped_storage().data_ptr()
+@pytest.mark.parametrize(
+    ('settings', 'error', 'match'),
+    [
+        (dict(group=2, groups=4), ValueError, 'group and groups are one argument, got 2 and 4'),
+        (dict(pad=1, padding=2), ValueError, 'pad and padding are one argument, got 1 and 2'),
+        (
+            dict(kernel_size=(3, 5), pad=1),
+            ValueError,
+            r'pad must be \(1, 2\).* got 1; leave it out',
+        ),
+        (
+            dict(kernel_size=2, dw_kernel_size=3),
+            ValueError,
+            'no pad keeps the size .* kernel_size=2',
+        ),
+        (dict(kernel_size='3'), TypeError, r'kernel_size must be an int or an \(h, w\) pair'),
+        (dict(dw_kernel_size=(3, 4)), ValueError, r'dw_kernel_size must be odd, got \(3, 4\)'),
+        (dict(remove_center=True, kernel_size=2), ValueError, 'dw_kernel_size must be odd, got 2'),
+        (dict(center_feature_scale=True, stride=2), ValueError, 'needs stride 1, got 2'),
+        (dict(group=3), ValueError, 'group must divide channels, got group=3, channels=16'),
+    ],
+    ids=str,
+)
+def test_wrong_arguments(settings, error, match):
+    with pytest.raises(error, match=match):
+        make(**settings)
 
 
-def test_autocast():
-    layer, x = make()
-    with torch.autocast('cpu', torch.bfloat16):
-        joint = output_and_gradients(layer, x)
-        expected = separate(layer, x)
-    # The gradient of the query is summed in another order. Measured: at most 0.005.
-    for value, truth in zip(joint, expected, strict=True):
-        assert (value - truth).norm() < 0.01 * truth.norm()
+# ---- layers that were changed -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('name', ['offset', 'mask', 'input_proj', 'output_proj'])
@@ -111,7 +133,7 @@ def test_hooks_are_called(name, kind):
     else:
         plain = part.forward
         part.forward = lambda x: hook() or plain(x)
-    output_and_gradients(layer, x)
+    run_backward(layer, x)
     assert calls == [1]
 
 
@@ -181,7 +203,7 @@ def test_linear_layer_as_a_convolution(shape, strided, two_threads):
     if strided:
         x = x.transpose(1, 2)
     with torch.no_grad():
-        count, output = convolutions(apply_linear, layer, x)
+        count, output = convolutions(fast_cpu.linear, layer, x)
         truth = layer.double()(x.double())
     assert count == 1
     assert output.dtype == torch.float32 and (strided or output.is_contiguous())
@@ -190,21 +212,13 @@ def test_linear_layer_as_a_convolution(shape, strided, two_threads):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """The activations that oneDNN has computed with a convolution."""
-    activations = []
-    run = modules._convolve_and_activate
-
-    def record(*args):
-        activations.append(args[7])
-        return run(*args)
-
-    monkeypatch.setattr(modules, '_convolve_and_activate', record)
-    return activations
+    """The calls of the operator that computes a GELU with a convolution."""
+    calls = []
+    run = fast_cpu._convolve_gelu
+    monkeypatch.setattr(fast_cpu, '_convolve_gelu', lambda *args: calls.append(1) or run(*args))
+    return calls
 
 
-@pytest.mark.skipif(
-    modules._convolve_and_activate is None, reason='this PyTorch has no such operator'
-)
 @pytest.mark.parametrize('shape', [LARGE, (2, 31, 17, 24), (1200, 1, 1, 8), (1, 50, 30, 1)])
 @pytest.mark.parametrize('strided', [False, True])
 def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
@@ -213,14 +227,14 @@ def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
     if strided:
         x = x.transpose(1, 2)
     with torch.no_grad():
-        output = apply_linear(layer, x, gelu)
-        separate = gelu(apply_linear(layer, x))
+        output = fast_cpu.linear(layer, x, gelu)
+        separate = gelu(fast_cpu.linear(layer, x))
         bad = x.clone()
         bad[0, 0, 0], bad[-1, -1, -1] = torch.nan, -torch.inf
-        finite = apply_linear(layer, bad, gelu).isfinite()
-        expected = gelu(apply_linear(layer, bad)).isfinite()
+        finite = fast_cpu.linear(layer, bad, gelu).isfinite()
+        expected = gelu(fast_cpu.linear(layer, bad)).isfinite()
         truth = gelu(layer.double()(x.double()))
-    assert fused == ['gelu', 'gelu']
+    assert len(fused) == 2
     assert torch.equal(finite, expected) and not expected.all()
     assert output.dtype == torch.float32 and (strided or output.is_contiguous())
     error, allowed = ((o.double() - truth).abs().max() for o in (output, separate))
@@ -228,9 +242,9 @@ def test_gelu_with_the_convolution(shape, strided, two_threads, fused):
 
 
 @pytest.mark.parametrize(
-    'why', ['gradients', 'small', 'tanh', 'SiLU', 'hook', 'mode', 'tangent', 'missing']
+    'why', ['gradients', 'small', 'tanh', 'SiLU', 'hook', 'mode', 'tangent', 'switch']
 )
-def test_activation_by_itself(why, two_threads, fused, monkeypatch):
+def test_activation_by_itself(why, two_threads, fused):
     layer, x, act, seen = nn.Linear(16, 37), torch.randn(LARGE), nn.GELU(), []
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(why == 'gradients'))
@@ -244,12 +258,12 @@ def test_activation_by_itself(why, two_threads, fused, monkeypatch):
             act.register_forward_hook(lambda *_: seen.append(1))
         elif why == 'mode':
             counter = stack.enter_context(FlopCounterMode(display=False))
-        elif why == 'missing':
-            monkeypatch.setattr(modules, '_convolve_and_activate', None)
+        elif why == 'switch':
+            stack.enter_context(use_fast_cpu(False))
         elif why == 'tangent':
             stack.enter_context(forward_ad.dual_level())
             x = forward_ad.make_dual(x, torch.ones_like(x))
-        output = apply_linear(layer, x, act)
+        output = fast_cpu.linear(layer, x, act)
         tangent = forward_ad.unpack_dual(output).tangent if why == 'tangent' else None
     assert not fused and len(seen) == (why == 'hook')
     if why == 'mode':
@@ -263,7 +277,7 @@ def test_activation_by_itself(why, two_threads, fused, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'why', ['float64', 'autocast', 'small', 'empty', 'thread', 'precision', 'onednn']
+    'why', ['float64', 'autocast', 'small', 'empty', 'thread', 'precision', 'onednn', 'switch']
 )
 @pytest.mark.parametrize('gradients', [False, True])
 def test_linear_layer_as_such(why, gradients, two_threads):
@@ -281,9 +295,12 @@ def test_linear_layer_as_such(why, gradients, two_threads):
         elif why == 'precision':
             stack.callback(torch.set_float32_matmul_precision, 'highest')
             torch.set_float32_matmul_precision('medium')
+        elif why == 'switch':
+            stack.callback(set_fast_cpu, True)
+            set_fast_cpu(False)
         elif why == 'onednn':
             stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-        count, output = convolutions(apply_linear, layer, x)
+        count, output = convolutions(fast_cpu.linear, layer, x)
         assert count == 0
         assert torch.equal(output, layer(x))
 
@@ -293,9 +310,9 @@ def test_sparse_weights_and_weights_elsewhere(two_threads):
     with torch.no_grad():
         expected = layer(x)
         layer.weight = nn.Parameter(layer.weight.to_sparse_csr())
-        torch.testing.assert_close(apply_linear(layer, x), expected)
+        torch.testing.assert_close(fast_cpu.linear(layer, x), expected)
         with pytest.raises(RuntimeError):
-            apply_linear(nn.Linear(16, 37, device='meta'), x)
+            fast_cpu.linear(nn.Linear(16, 37, device='meta'), x)
 
 
 @pytest.mark.parametrize('trained', ['all', 'x', 'weight', 'bias'])
@@ -311,7 +328,7 @@ def test_gradients_of_a_linear_layer_as_a_convolution(trained, strided, two_thre
         leaf.requires_grad_(trained in ('all', name))
     wanted = [leaf for leaf in leaves.values() if leaf.requires_grad]
     expected = torch.autograd.grad(layer(x), wanted, grad)
-    count, output = convolutions(apply_linear, layer, x)
+    count, output = convolutions(fast_cpu.linear, layer, x)
     results = torch.autograd.grad(output, wanted, grad)
     assert count == 1
     exact = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves.items()}
@@ -338,7 +355,7 @@ def test_derivatives_and_transforms_of_a_large_linear_layer(two_threads):
         return call(x).tanh().sum()
 
     results = []
-    for call in (layer, functools.partial(apply_linear, layer)):
+    for call in (layer, functools.partial(fast_cpu.linear, layer)):
         (first,) = torch.autograd.grad(total(call, x), x, create_graph=True)
         second = torch.autograd.grad(first.square().sum(), [x, *layer.parameters()])
         plain = x.detach()
@@ -370,14 +387,14 @@ class Applied(nn.Module):
         self.layer = nn.Linear(*sizes)
 
     def forward(self, x):
-        return apply_linear(self.layer, x)
+        return fast_cpu.linear(self.layer, x)
 
 
 def test_wrong_dtype_of_a_bias_is_refused(two_threads):
     layer = nn.Linear(16, 37)
     layer.bias = nn.Parameter(layer.bias.detach().double())
     with pytest.raises(RuntimeError, match='dtype|double|Double'):
-        apply_linear(layer, torch.randn(LARGE))
+        fast_cpu.linear(layer, torch.randn(LARGE))
 
 
 def test_newer_settings_of_precision(two_threads):
@@ -389,7 +406,7 @@ def test_newer_settings_of_precision(two_threads):
     before = settings.matmul.fp32_precision
     try:
         settings.matmul.fp32_precision = 'bf16'
-        count, output = convolutions(apply_linear, layer, x)
+        count, output = convolutions(fast_cpu.linear, layer, x)
         assert count == 0 and torch.equal(output, layer(x))
     finally:
         settings.matmul.fp32_precision = before
@@ -402,6 +419,63 @@ def test_compilers_see_linear_layers(gradients, two_threads):
     with torch.set_grad_enabled(gradients):
         graph = torch.export.export(layer, (x,)).graph
         traced = torch.jit.trace(layer, x)
-    assert sum(node.target is torch.ops.aten.linear.default for node in graph.nodes) == 3
+    assert sum(node.target is torch.ops.aten.linear.default for node in graph.nodes) == 4
     assert sum(node.target is torch.ops.aten.conv2d.default for node in graph.nodes) == 1
-    assert str(traced.inlined_graph).count('aten::linear') == 3
+    assert str(traced.inlined_graph).count('aten::linear') == 4
+
+
+# ---- the switch, and PyTorch without its private names ------------------------------------------
+
+
+def test_environment_variable():
+    code = 'import ops_dcnv3; print(ops_dcnv3.explain_fast_cpu())'
+    for value, text in (('0', 'off (OPS_DCNV3_FAST_CPU=0)'), ('1', 'on')):
+        result = subprocess.run(
+            [sys.executable, '-c', code],
+            env={**os.environ, 'OPS_DCNV3_FAST_CPU': value},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert result.stdout.startswith(f'fast CPU layers: {text}')
+
+
+def bare_module():
+    module = nn.Module()
+    del module._backward_pre_hooks
+    return module
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name', 'value', 'reason'),
+    [
+        (nn.modules.module, '_global_forward_hooks', None, 'hooks of a module'),
+        (nn, 'Identity', bare_module, 'hooks of a module'),
+        (torch._C._functorch, 'peek_interpreter_stack', None, 'transforms that run'),
+        (torch._C._functorch, 'peek_interpreter_stack', lambda: None, 'behaves otherwise'),
+        (torch._C, '_len_torch_dispatch_stack', None, 'modes that watch operators'),
+        (forward_ad, '_current_level', None, 'modes that watch operators'),
+        (torch.ops, 'mkldnn', types.SimpleNamespace(), 'convolution with GELU'),
+    ],
+)
+def test_without_a_private_name(owner, name, value, reason, two_threads, monkeypatch):
+    """The layer runs by itself then, and says why."""
+    layer, _ = make()
+    x = torch.randn(1, 40, 64, layer.channels)
+    expected = layer(x)
+    with monkeypatch.context() as without:
+        # Gone while the module is imported only: PyTorch itself needs most of them.
+        if value is None:
+            without.delattr(owner, name)
+        else:
+            without.setattr(owner, name, value)
+        importlib.reload(fast_cpu)
+    try:
+        assert explain_fast_cpu().startswith('fast CPU layers: off, because PyTorch')
+        assert reason in explain_fast_cpu()
+        count, output = convolutions(layer, x)
+    finally:
+        importlib.reload(fast_cpu)
+    assert explain_fast_cpu() == 'fast CPU layers: on'
+    assert convolutions(layer, x)[0] > count == 1  # the depth-wise one
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
