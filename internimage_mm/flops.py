@@ -21,49 +21,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from ops_dcnv3.modules import DCNv3
 
-from .cli import UserError, reports_model_errors
-
 _NUM_BOXES, _NUM_MASKS = 1000, 100
-DEFAULT_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
-"""Height and width that the official scripts take; a classifier has its crop size."""
-
-
-def build_meta_model(cfg: Config) -> nn.Module:
-    """The model of a config on the meta device: shapes and names, no memory.
-
-    Raises:
-        UserError: The config is wrong.
-    """
-    if scope := cfg.get('default_scope'):
-        init_default_scope(scope)
-    with reports_model_errors(), torch.device('meta'):
-        return MODELS.build(cfg.model).eval()
-
-
-def default_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width for which a model of this kind is counted by default.
-
-    Raises:
-        UserError: There is none: not a detector or segmentor, and the test images are not cropped.
-    """
-    scope = cfg.get('default_scope')
-    if scope in DEFAULT_SHAPES:
-        return DEFAULT_SHAPES[scope]
-    dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
-    for step in dataset.get('pipeline', ()):
-        if step['type'] == 'CenterCrop':
-            crop = step['crop_size']
-            return (crop, crop) if isinstance(crop, int) else tuple(crop)
-    raise UserError(
-        f'{cfg.filename} does not say how large an image is (default_scope is {scope!r}, and the '
-        'test pipeline has no CenterCrop); give height and width with --shape'
-    )
 
 
 @torch.no_grad()

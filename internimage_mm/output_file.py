@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .errors import UserError
+
 
 def output_file(target: str | Path) -> Path:
     """The file that writing to ``target`` makes or replaces: what a symbolic link names, else it.
@@ -38,3 +40,17 @@ def renamed_when_complete(target: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, and the folders that it is in; it is complete or not there.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with renamed_when_complete(path) as unfinished:
+            unfinished.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error

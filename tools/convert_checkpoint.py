@@ -3,7 +3,7 @@
 import argparse
 
 from internimage_mm.checkpoint import convert_file
-from internimage_mm.cli import reports_user_errors
+from internimage_mm.commands import reports_user_errors
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

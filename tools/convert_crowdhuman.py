@@ -2,7 +2,7 @@
 
 import argparse
 
-from internimage_mm.cli import reports_user_errors
+from internimage_mm.commands import reports_user_errors
 from internimage_mm.data.crowdhuman import convert_crowdhuman
 
 

@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from internimage_mm.cli import UserError, load_config, reports_user_errors
-from internimage_mm.engine import InternImageRunner
+from internimage_mm.commands import UserError, load_config, reports_user_errors
+from internimage_mm.training import InternImageRunner
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs' / 'quickstart'

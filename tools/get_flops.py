@@ -3,11 +3,17 @@
 import argparse
 import math
 
+import torch
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from internimage_mm.cli import ConfigOptions, UserError, load_config, reports_user_errors
-from internimage_mm.flops import build_meta_model, count_flops, default_shape
+from internimage_mm.commands import ConfigOptions, UserError, load_config, reports_user_errors
+from internimage_mm.flops import count_flops
+from internimage_mm.training import build_model
+
+DEFAULT_SHAPES = {'mmdet': (800, 1280), 'mmseg': (512, 2048)}
+"""Height and width that the official scripts take; a classifier has its crop size."""
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -42,13 +48,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def default_shape(cfg: Config) -> tuple[int, int]:
+    """Height and width for which a model of this kind is counted by default.
+
+    Raises:
+        UserError: There is none: not a detector or segmentor, and the test images are not cropped.
+    """
+    scope = cfg.get('default_scope')
+    if scope in DEFAULT_SHAPES:
+        return DEFAULT_SHAPES[scope]
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset', {})
+    for step in dataset.get('pipeline', ()):
+        if step['type'] == 'CenterCrop':
+            crop = step['crop_size']
+            return (crop, crop) if isinstance(crop, int) else tuple(crop)
+    raise UserError(
+        f'{cfg.filename} does not say how large an image is (default_scope is {scope!r}, and the '
+        'test pipeline has no CenterCrop); give height and width with --shape'
+    )
+
+
 @reports_user_errors
 def main(argv: list[str] | None = None) -> list[dict]:
     args = parse_args(argv)
     rows = []
     for path in args.config:
         cfg = load_config(path, args.cfg_options)
-        model = build_meta_model(cfg)
+        with torch.device('meta'):
+            model = build_model(cfg).eval()
         shape = args.shape * (3 - len(args.shape)) if args.shape else default_shape(cfg)
         height, width = (math.ceil(n / args.size_divisor) * args.size_divisor for n in shape)
         try:

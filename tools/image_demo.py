@@ -1,30 +1,39 @@
-"""Draws the predictions of a detector, segmentor or classifier on an image."""
+"""Draws the predictions of a detector, segmentor or classifier on one image or a folder of them."""
 
 import argparse
+import functools
+import os
 import os.path as osp
+from collections.abc import Callable
 
 import cv2
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import VISUALIZERS
 
 from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
-from internimage_mm.cli import (
+from internimage_mm.commands import (
     ConfigOptions,
     UserError,
+    check_output,
     dataset_meta,
     load_config,
     reports_user_errors,
 )
+from internimage_mm.training import build_model
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('image', help='image file')
+    parser.add_argument('image', help='image file, or a folder of them')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address')
-    parser.add_argument('--out', required=True, help='the picture to write, e.g. out.png')
+    parser.add_argument(
+        '--out',
+        required=True,
+        help='the picture to write, e.g. out.png; for a folder of images, a folder',
+    )
     parser.add_argument(
         '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
     )
@@ -41,14 +50,38 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def build_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Module:
+def load_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Module:
     """The model of a config with the weights of a checkpoint, ready for the inference functions."""
     checkpoint = read_checkpoint(checkpoint_path, mmap=True)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model = revert_sync_batchnorm(build_model(cfg))
     model.load_state_dict(fit_state_dict(checkpoint, model, checkpoint_path), strict=False)
-    model.dataset_meta = dataset_meta(cfg)
+    meta = (checkpoint.get('meta') or {}).get('dataset_meta')
+    model.dataset_meta = meta or dataset_meta(cfg)
     model.cfg = cfg
     return model.to(device).eval()
+
+
+def make_drawer(scope: str, model: torch.nn.Module, score_thr: float) -> Callable[[str, str], None]:
+    """Return a function of two paths: it draws the prediction for an image into a picture."""
+    if scope == 'mmpretrain':
+        return functools.partial(classify, model)
+    if scope == 'mmdet':
+        from mmdet.apis import inference_detector as infer
+
+        settings = dict(pred_score_thr=score_thr)
+    else:
+        from mmseg.apis import inference_model as infer
+
+        settings = {}
+    visualizer = VISUALIZERS.build({**model.cfg.visualizer, 'vis_backends': None})
+    visualizer.dataset_meta = model.dataset_meta
+
+    def draw(image_path: str, out: str) -> None:
+        image = cv2.imread(image_path)[..., ::-1]
+        result = infer(model, image_path)
+        visualizer.add_datasample('image', image, result, draw_gt=False, out_file=out, **settings)
+
+    return draw
 
 
 def classify(model: torch.nn.Module, image_path: str, out: str) -> None:
@@ -68,40 +101,53 @@ def classify(model: torch.nn.Module, image_path: str, out: str) -> None:
     )
 
 
+def pictures_to_draw(image: str, out: str) -> dict[str, str]:
+    """Image to picture: of a file, or of each image in a folder.
+
+    Raises:
+        UserError: There is no image, or no picture can be written under the name.
+    """
+    if osp.isdir(image):
+        if osp.exists(out) and not osp.isdir(out):
+            raise UserError(f'--out {out} must be a folder, as {image} is')
+        names = sorted(entry.name for entry in os.scandir(image) if entry.is_file())
+        pictures = {
+            osp.join(image, name): osp.join(out, name)
+            for name in names
+            if cv2.haveImageReader(osp.join(image, name))
+        }
+        if not pictures:
+            raise UserError(f'the folder {image} has no image that OpenCV can read')
+    elif not osp.isfile(image):
+        raise UserError(f'image {image} does not exist')
+    elif cv2.imread(image) is None:
+        raise UserError(f'{image} is not an image that OpenCV can read')
+    elif not (osp.splitext(out)[1] and cv2.haveImageWriter(out)):
+        raise UserError(f'--out {out} is not the name of an image file, such as out.png')
+    else:
+        pictures = {image: out}
+    for picture in pictures.values():
+        check_output(picture)
+    return pictures
+
+
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    if not osp.isfile(args.image):
-        raise UserError(f'image {args.image} does not exist')
-    image = cv2.imread(args.image)
-    if image is None:
-        raise UserError(f'{args.image} is not an image that OpenCV can read')
-    if not (osp.splitext(args.out)[1] and cv2.haveImageWriter(args.out)):
-        raise UserError(f'--out {args.out} is not the name of an image file, such as out.png')
+    pictures = pictures_to_draw(args.image, args.out)
     cfg = load_config(args.config, args.cfg_options)
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmpretrain', 'mmseg'):
         raise UserError(
             f'{args.config} is for none of mmdet, mmpretrain and mmseg: default_scope is {scope!r}'
         )
-    init_default_scope(scope)
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    model = build_model(cfg, args.checkpoint, device)
-    if scope == 'mmpretrain':
-        classify(model, args.image, args.out)
-        print(f'{args.out} written')
-        return
-    visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
-    visualizer.dataset_meta = model.dataset_meta
-    drawing = dict(draw_gt=False, out_file=args.out)
-    if scope == 'mmdet':
-        from mmdet.apis import inference_detector as infer
-
-        drawing['pred_score_thr'] = args.score_thr
-    else:
-        from mmseg.apis import inference_model as infer
-    visualizer.add_datasample('image', image[..., ::-1], infer(model, args.image), **drawing)
-    print(f'{args.out} written')
+    draw = make_drawer(scope, load_model(cfg, args.checkpoint, device), args.score_thr)
+    for image, picture in pictures.items():
+        if len(pictures) > 1:
+            print(image)
+        draw(image, picture)
+        print(f'{picture} written')
 
 
 if __name__ == '__main__':

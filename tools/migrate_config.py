@@ -3,8 +3,9 @@
 import argparse
 import os.path as osp
 
-from internimage_mm.cli import UserError, reports_user_errors, write_text
+from internimage_mm.commands import UserError, check_output, reports_user_errors
 from internimage_mm.migration import migrate_config, read_old_config
+from internimage_mm.output_file import write_text
 
 INCOMPLETE = 3
 
@@ -30,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f'the new config must be called something.py, got {args.new}')
     if osp.realpath(args.old) == osp.realpath(args.new):
         raise UserError(f'{args.new} is the old config itself; give the new one another name')
-    if osp.isdir(args.new):
-        raise UserError(f'{args.new} is a folder; the new config is a file')
+    check_output(args.new)
     if osp.exists(args.new) and not args.overwrite:
         raise UserError(f'{args.new} exists already; --overwrite replaces it')
     migration = migrate_config(read_old_config(args.old))

@@ -7,15 +7,16 @@ import os.path as osp
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
-from internimage_mm.cli import (
+from internimage_mm.commands import (
     ConfigOptions,
     UserError,
     check_data,
     check_launcher,
+    check_output,
     load_config,
     reports_user_errors,
 )
-from internimage_mm.engine import InternImageRunner
+from internimage_mm.training import InternImageRunner
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -111,6 +112,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise UserError(f'checkpoint {args.checkpoint} does not exist')
+    if args.out:
+        check_output(args.out)
     check_data(cfg, 'test')
     if args.show or args.show_dir:
         enable_pictures(cfg, args.show, args.show_dir, args.wait_time)

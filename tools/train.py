@@ -5,7 +5,7 @@ import os
 
 from mmengine.device import get_device
 
-from internimage_mm.cli import (
+from internimage_mm.commands import (
     ConfigOptions,
     UserError,
     check_data,
@@ -13,7 +13,7 @@ from internimage_mm.cli import (
     load_config,
     reports_user_errors,
 )
-from internimage_mm.engine import InternImageRunner, latest_checkpoint
+from internimage_mm.training import InternImageRunner, latest_checkpoint
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -6,7 +6,8 @@ from pathlib import Path
 from PIL import Image
 from rich.progress import track
 
-from internimage_mm.cli import UserError, write_text
+from internimage_mm.errors import UserError
+from internimage_mm.output_file import write_text
 
 SPLITS = ('train', 'val')
 

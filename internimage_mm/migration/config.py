@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..cli import UserError
+from ..errors import UserError
 from .datasets import (
     best_metric,
     check_zero_label,

@@ -6,7 +6,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 
-from ..cli import UserError
+from ..errors import UserError
 
 _NEW_STYLE = {
     'default_scope',

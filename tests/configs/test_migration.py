@@ -20,7 +20,7 @@ from release.compare import Explanations, differences, listing
 from release.normal import normal
 from release.old_style import old_style
 
-from internimage_mm.cli import UserError
+from internimage_mm.commands import UserError
 from internimage_mm.migration import migrate_config, read_old_config
 
 OFFICIAL_ROOT = os.environ.get('INTERNIMAGE_OFFICIAL_ROOT')
@@ -357,7 +357,7 @@ class TestCommand:
         folder.mkdir()
         file.write_text('keep\n')
         for options in ([], ['--overwrite']):
-            assert 'folder.py is a folder' in self.refused(old_file, folder, *options)
+            assert 'folder.py cannot be written' in self.refused(old_file, folder, *options)
             assert 'cannot be written' in self.refused(old_file, file / 'new.py', *options)
         assert file.read_text() == 'keep\n'
 

@@ -12,7 +12,7 @@ from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
 
-from internimage_mm.cli import UserError, check_data
+from internimage_mm.commands import UserError, check_data
 
 CONFIGS = helpers.ROOT / 'configs'
 CB = 'dino-4scale_cb-internimage-h'

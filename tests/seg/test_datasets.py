@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmseg.datasets import CityscapesDataset
 
-from internimage_mm.cli import UserError, check_data, dataset_meta
+from internimage_mm.commands import UserError, check_data, dataset_meta
 
 from .helpers import ROOT
 

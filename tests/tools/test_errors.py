@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from internimage_mm.cli import UserError
+from internimage_mm.commands import UserError
 
 from .conftest import BASE, ROOT, error_of, load_tool, run_tool
 
@@ -96,7 +96,7 @@ def test_config_without_a_model():
 def test_library_of_the_config_not_installed(monkeypatch, segmentor_config):
     find_spec = load_tool('train').load_config.__globals__['importlib'].util.find_spec
     monkeypatch.setattr(
-        'internimage_mm.cli.importlib.util.find_spec',
+        'internimage_mm.commands.configs.importlib.util.find_spec',
         lambda name, *args: None if name == 'mmseg' else find_spec(name, *args),
     )
     message = error_of('train', segmentor_config)
@@ -163,7 +163,7 @@ def test_amp_without_gpu(monkeypatch, detector_config):
 
 @pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
 def test_launcher_without_gpu(monkeypatch, detector_config, launcher):
-    monkeypatch.setattr('internimage_mm.cli.get_device', lambda: 'cpu')
+    monkeypatch.setattr('internimage_mm.commands.reporting.get_device', lambda: 'cpu')
     for args in (('train', detector_config), ('test', detector_config, 'x.pth')):
         message = error_of(*args, '--launcher', launcher)
         assert f'--launcher {launcher} needs a GPU for each process' in message

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.fileio import LocalBackend
 
-from internimage_mm.engine import _SaveThenRemoveHook, latest_checkpoint
+from internimage_mm.training.resume import SaveThenRemoveHook, latest_checkpoint
 
 from .conftest import ROOT, error_of, run_tool
 
@@ -99,7 +99,7 @@ def test_killed_before_the_outdated_checkpoint_is_removed(tmp_path, segmentor_co
 
 def test_outdated_folder_is_removed(tmp_path):
     """DeepSpeed's checkpoints are folders."""
-    hook = _SaveThenRemoveHook()
+    hook = SaveThenRemoveHook()
     hook.file_backend = LocalBackend()
     (tmp_path / 'iter_1.pth').mkdir()
     (tmp_path / 'iter_1.pth' / 'mp_rank_00_model_states.pt').touch()

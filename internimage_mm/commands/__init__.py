@@ -1,0 +1,17 @@
+"""What the command-line tools share: reading configs, checking data, reporting mistakes."""
+
+from ..errors import UserError
+from .configs import ConfigOptions, load_config
+from .data import check_data, dataset_meta
+from .reporting import check_launcher, check_output, reports_user_errors
+
+__all__ = [
+    'ConfigOptions',
+    'UserError',
+    'check_data',
+    'check_launcher',
+    'check_output',
+    'dataset_meta',
+    'load_config',
+    'reports_user_errors',
+]

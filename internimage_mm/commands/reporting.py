@@ -1,0 +1,50 @@
+"""How a tool ends after a user's mistake, and what it checks before the work starts."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmengine.device import get_device
+
+from ..checkpoint import CheckpointError
+from ..errors import UserError
+from ..output_file import output_file
+
+
+def reports_user_errors(main: Callable) -> Callable:
+    """Make a tool end with one line ``error: ...`` and exit code 1 after a user's mistake.
+
+    All other errors keep their traceback; with the environment variable
+    ``INTERNIMAGE_MM_TRACEBACK=1`` these do as well.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return main(*args, **kwargs)
+        except (UserError, CheckpointError) as error:
+            if os.environ.get('INTERNIMAGE_MM_TRACEBACK', '0') != '0':
+                raise
+            sys.exit(f'error: {error}')
+
+    return wrapper
+
+
+def check_output(path: str | Path) -> None:
+    """Raise a :class:`UserError` if there is something at ``path`` that is no regular file."""
+    try:
+        output_file(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
+
+
+def check_launcher(launcher: str) -> None:
+    """Raise a :class:`UserError` for a distributed run on a machine without GPU."""
+    if launcher != 'none' and get_device() == 'cpu':
+        raise UserError(
+            f'--launcher {launcher} needs a GPU for each process, which mmengine binds it to; '
+            'on the CPU start one process with --launcher none'
+        )
