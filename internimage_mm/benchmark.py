@@ -1,11 +1,8 @@
-"""Time whole backbones: ``python -m ops_dcnv3.benchmark --model tiny`` runs this.
-
-It stands here and not beside the op's benchmark, because it needs the backbone; mmpretrain is
-imported only where its models are timed beside ours.
-"""
+"""Time whole backbones on every backend, beside models of mmpretrain; results are checked first."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -260,3 +257,47 @@ def report(rows: Sequence[dict[str, Any]]) -> None:
         for ratio in row.get('ratios', ()):
             texts = [f'{title} {ratio[key]:.2f}x' for key, title in PASSES.items() if key in ratio]
             print(f'{label(row)} over {ratio["over"]}: {", ".join(texts)}')
+
+
+def parse_image(text: str) -> tuple[int, int]:
+    return measure.parse_sizes(text, 'H,W')  # type: ignore[return-value]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser('python -m internimage_mm.benchmark', description=__doc__)
+    parser.add_argument(
+        '--model', nargs='+', metavar='ARCH', default=['tiny'], help='tiny (default), small, ...'
+    )
+    parser.add_argument('--image', type=parse_image, metavar='H,W', default=(800, 1280))
+    parser.add_argument(
+        '--beside',
+        nargs='*',
+        metavar='NAME',
+        help='convnext-ARCH and swin-ARCH of mmpretrain, timed too (default: tiny, both, where '
+        'mmpretrain is installed; without a name: none)',
+    )
+    measure.add_options(parser, TOLERANCES)
+    args = parser.parse_args(argv)
+    measure.check_options(parser, args)
+    beside = args.beside
+    if beside is None:
+        beside = BESIDE
+        try:
+            import mmpretrain  # noqa: F401
+        except ImportError as error:
+            print(f'without {", ".join(beside)}, since mmpretrain cannot be imported: {error}')
+            beside = ()
+    try:
+        check_names(args.model, beside)
+    except (ImportError, ValueError) as error:
+        parser.error(str(error))
+    result = measure.begin(args)
+    height, width = args.image
+    print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
+    rows = run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
+    report(rows)
+    measure.write_json(args, result | dict(image=args.image, rows=rows))
+
+
+if __name__ == '__main__':
+    main()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import gc
 import importlib.metadata
+import json
 import math
 import platform
 import re
@@ -250,3 +252,53 @@ def first_line(error: Exception) -> str:
 
 def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.mean(math.log(value) for value in values))
+
+
+def parse_sizes(text: str, expected: str) -> tuple[int, ...]:
+    """Return as many positive integers as ``expected`` names, separated by commas."""
+    try:
+        values = tuple(int(value) for value in text.split(','))
+    except ValueError:
+        values = ()
+    if len(values) != len(expected.split(',')) or min(values) < 1:
+        raise argparse.ArgumentTypeError(f'{expected} expected, all positive integers, got {text}')
+    return values
+
+
+def add_options(parser: argparse.ArgumentParser, dtypes: Iterable[str]) -> None:
+    """The options that the benchmarks of the op and of the backbones share."""
+    parser.add_argument('--dtype', choices=dtypes, default='float32')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
+    parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each call')
+    parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
+
+
+def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what cannot be right before anything is timed."""
+    if args.threads is not None and args.threads < 1:
+        parser.error(f'--threads must be at least 1, got {args.threads}')
+    if not 0 <= args.seconds < float('inf'):
+        parser.error(f'--seconds must be a finite number, 0 or more, got {args.seconds}')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        parser.error(f'--device cuda: torch {torch.__version__} sees no GPU')
+    if args.json:
+        try:
+            open(args.json, 'a', encoding='utf-8').close()  # now, not after minutes of timing
+        except OSError as error:
+            parser.error(f'--json: {error}')
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """Set the number of threads; print and return what the times belong to."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    result: dict[str, Any] = dict(machine=machine(args.device))
+    print(', '.join(f'{key}: {value}' for key, value in result['machine'].items() if value))
+    return result
+
+
+def write_json(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    if args.json:
+        with open(args.json, 'w', encoding='utf-8') as file:
+            json.dump(result, file, indent=1)

@@ -25,19 +25,10 @@ SMALL = (1, 6, 7, 2, 8)
 
 
 @pytest.mark.parametrize('dtype', op.TOLERANCES)
-def test_times_every_backend(tmp_path, capsys, dtype):
+def test_times_every_backend(tmp_path, dtype):
     out = tmp_path / 'out.json'
-    arguments = [
-        '--shapes',
-        '1,6,7,2,8',
-        '2,5,5,1,16',
-        '1,6,7,2,8',
-        '--seconds',
-        '0',
-        '--dtype',
-        dtype,
-    ]
-    main([*arguments, '--json', str(out)])
+    shapes = ['--shapes', '1,6,7,2,8', '2,5,5,1,16', '1,6,7,2,8']
+    main([*shapes, '--seconds', '0', '--dtype', dtype, '--json', str(out)])
     result = json.loads(out.read_text())
     assert result['machine']['torch'] == torch.__version__
     assert result['machine']['threads'] == torch.get_num_threads()
@@ -58,9 +49,6 @@ def test_times_every_backend(tmp_path, capsys, dtype):
     first, second = result['rows'][:2]
     assert first['forward']['ratio'] == second['forward']['ms'] / first['forward']['ms']
     assert [(mean['op'], mean['over']) for mean in result['means']] == [('cpu', 'reference')]
-    text = capsys.readouterr().out
-    assert 'cpu over reference, 2 shapes' in text and torch.__version__ in text
-    assert f'{first["forward"]["ms"]:.3f}' in text
 
 
 def test_refuses_to_time_wrong_results(monkeypatch):
@@ -237,7 +225,7 @@ def wrong_without_grad(input, offset, mask, group):
         ('NoBackward', 'for inference'),
     ],
 )
-def test_against_one_without_a_backward(tmp_path, capsys, name, reason):
+def test_against_one_without_a_backward(tmp_path, name, reason):
     out, spec = tmp_path / 'out.json', f'{__name__}:{name}'
     command = ['--shapes', '1,6,7,2,8', '--seconds', '0', '--json', str(out), '--against', spec]
     main(command)
@@ -249,10 +237,6 @@ def test_against_one_without_a_backward(tmp_path, capsys, name, reason):
     assert mean['over'] == spec and mean['forward_backward'] is None
     forward = result['rows'][0]['forward']['ms']
     assert mean['forward']['mean'] == pytest.approx(row['forward']['ms'] / forward)
-    text = capsys.readouterr().out
-    (line,) = (line for line in text.splitlines() if reason in line)
-    assert line.split()[6:13] == ['-'] * 7 and line.endswith(f'no backward: {reason}')
-    assert f'cpu over {spec}, 1 shapes: forward ' in text and '; forward + backward -\n' in text
 
 
 def test_against_a_wrong_one_without_a_backward():
@@ -377,14 +361,6 @@ def test_load_bound():
         torch.ops.ops_dcnv3.load_bound(tensors[0], 7)
 
 
-@pytest.mark.parametrize('shape', ['1,2,3', '1,6,7,2,0', '1,6,7,2,x'])
-def test_bad_shape(capsys, shape):
-    with pytest.raises(SystemExit):
-        main(['--shapes', shape])
-    expected = 'N,H,W,groups,channels per group expected, all positive integers, got '
-    assert expected + shape in capsys.readouterr().err
-
-
 FAULTS = """
 import resource, torch
 from ops_dcnv3.benchmark import measure
@@ -424,15 +400,8 @@ def test_peak_is_none_where_the_kernel_does_not_count_it(monkeypatch):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ('--model tiny --scaling', 'not allowed with'),
-        ('--image 64,96', '--image has no meaning without --model'),
-        ('--beside', '--beside has no meaning without --model'),
-        ('--scaling --image 64,96', '--image has no meaning with --scaling'),
-        ('--scaling --shapes 1,6,7,2,8', '--shapes has no meaning with --scaling'),
-        ('--scaling --against m:f', '--against has no meaning with --scaling'),
-        ('--model tiny --shapes 1,6,7,2,8', '--shapes has no meaning with --model'),
-        ('--model tiny --against m:f', '--against has no meaning with --model'),
-        ('--model tiny --logits', '--logits has no meaning with --model'),
+        ('--shapes 1,2,3', 'N,H,W,groups,channels per group expected, all positive integers'),
+        ('--scaling --shapes 1,6,7,2,8', 'have no meaning with --scaling'),
         ('--against nothing:here', '--against nothing:here: No module named'),
         ('--threads 0', '--threads must be at least 1, got 0'),
         ('--seconds nan', '--seconds must be a finite number, 0 or more, got nan'),
@@ -445,7 +414,7 @@ def test_bad_arguments(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_scaling(capsys):
+def test_scaling():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -467,7 +436,6 @@ def test_scaling(capsys):
         net = row['forward_backward']['net_ns_per_pixel'] * row['batch'] * (row['side'] // 4) ** 2
         assert net == pytest.approx((own - call) * 1e6, abs=1e-3)
     scaling.report(rows)
-    assert 'three parts of those above 16384 output pixels' in capsys.readouterr().out
 
 
 def test_scaling_leaves_out_what_does_not_fit(monkeypatch):
@@ -486,30 +454,6 @@ def test_scaling_leaves_out_what_does_not_fit(monkeypatch):
         rows = scaling.run(**times, sides=sides, batches=batches)
     cases = {(row['side'], row['batch']) for row in rows}
     assert cases == {(4, 1), (64, 1), (64, 4), (128, 1)}
-
-
-def test_scaling_sums_up(capsys):
-    def row(side, threads, ns, net):
-        times = dict(ms=1.0, ns_per_pixel=ns, net_ns_per_pixel=net, speed_up=1.0)
-        return dict(
-            side=side,
-            batch=1,
-            threads=threads,
-            backend='cpu',
-            forward=times,
-            forward_backward=times,
-        )
-
-    # A call, whose own ratios do not count, and columns of their own for each number of threads.
-    rows = [row(4, 1, 900.0, 0.0), row(4, 2, 900.0, 0.0)]
-    rows += [row(64, 1, 80.0, 40.0), row(64, 2, 60.0, -1.0)]
-    rows += [row(128, 1, 40.0, 44.0), row(128, 2, 40.0, 20.0), row(256, 2, 44.0, 25.0)]
-    scaling.report(rows)
-    output = capsys.readouterr().out.splitlines()
-    line = '{}: at most {}x the least (image {}, batch 1, threads {}), {} within 1.5x'
-    times = line.format('time per output pixel', '2.00', 64, 1, '4 of 5')  # one is at 1.5
-    net = line.format('net', '1.25', 256, 2, '4 of 4')  # what is lost in noise is not the least
-    assert output.count(times) == output.count(net) == 2
 
 
 @pytest.mark.parametrize('wrong', [None, (0, 0), (0, 31), (1, 18), (2, 0), (2, 31)])
