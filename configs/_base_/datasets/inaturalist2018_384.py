@@ -1,56 +1,21 @@
 # iNaturalist 2018 at 384, with the date and place of each picture.
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='RandomResizedCrop',
-        scale=384,
-        crop_ratio_range=(0.08, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        backend='pillow',
-        interpolation='bicubic',
+_base_ = './imagenet_384.py'
+
+# With the metadata among the keys.
+pack = dict(
+    type='PackInputs',
+    meta_keys=(
+        *('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip'),
+        *('flip_direction', 'temporal_info', 'spatial_info'),
     ),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    # rand-m9-mstd0.5-inc1 of timm. With it, timm leaves out the colour jitter that the official
-    # configs also name.
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=2,
-        total_level=10,
-        magnitude_level=9,
-        magnitude_std=0.5,
-        hparams=dict(pad_val=[104, 116, 124], interpolation='bicubic'),
-    ),
-    dict(
-        type='PackInputs',
-        meta_keys=(
-            *('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip'),
-            *('flip_direction', 'temporal_info', 'spatial_info'),
-        ),
-    ),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=384, edge='short', backend='pillow', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=384),
-    dict(
-        type='PackInputs',
-        meta_keys=(
-            *('sample_idx', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip'),
-            *('flip_direction', 'temporal_info', 'spatial_info'),
-        ),
-    ),
-]
+)
+train_pipeline = [dict(type='LoadImageFromFile'), *_base_.train_pipeline[1:-1], pack]
+test_pipeline = [dict(type='LoadImageFromFile'), *_base_.test_pipeline[1:-1], pack]
 
 train_dataloader = dict(
     batch_size=128,
-    num_workers=8,
-    persistent_workers=True,
-    pin_memory=True,
-    drop_last=True,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
+        _delete_=True,
         type='INaturalist2018',
         data_root='data/inat2018',
         ann_file='train2018.json',
@@ -58,13 +23,8 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=128,
-    num_workers=8,
-    persistent_workers=True,
-    pin_memory=True,
-    collate_fn=dict(type='default_collate'),
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
+        _delete_=True,
         type='INaturalist2018',
         data_root='data/inat2018',
         ann_file='val2018.json',
@@ -72,5 +32,3 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
-test_evaluator = val_evaluator

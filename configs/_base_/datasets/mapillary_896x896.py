@@ -1,53 +1,19 @@
 _base_ = './mapillary.py'
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
-    dict(type='MapillaryToCityscapes'),
-    dict(type='RandomResize', scale=(2048, 1024), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(896, 896), cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2048, 1024), keep_ratio=True),
-    dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs'),
-]
-
-# Multi-scale testing with flip (tools/test.py --tta): the ratios multiply the test scale.
-img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(int(2048 * r), int(1024 * r)), keep_ratio=True)
-                for r in img_ratios
-            ],
-            [dict(type='ResizeToMultiple', size_divisor=32)],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations')],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[3].update(ratio_range=(0.5, 2.0))
+train_pipeline[4].update(crop_size=(896, 896))
+test_pipeline = _base_.test_pipeline
+test_pipeline.insert(2, dict(type='ResizeToMultiple', size_divisor=32))
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'].insert(1, [dict(type='ResizeToMultiple', size_divisor=32)])
 
 train_dataloader = dict(
     dataset=dict(
         datasets=[
-            dict(
-                type='MapillaryCityscapesDataset',
-                data_root='data/Mapillary/',
-                data_prefix=dict(img_path=f'{part}/images', seg_map_path=f'{part}/labels'),
-                pipeline=train_pipeline,
-            )
-            for part in ('training', 'validation')
-        ],
+            dict(dataset, pipeline=train_pipeline)
+            for dataset in _base_.train_dataloader.dataset.datasets
+        ]
     )
 )
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,71 +1,37 @@
+# Pipelines and evaluation are those of ADE20K in other sizes.
+_base_ = './ade20k.py'
+
 dataset_type = 'NYUDepthV2Dataset'
 data_root = 'data/nyu_depth_v2/'
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
-    dict(type='RandomCrop', crop_size=(480, 480), cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(640, 480), keep_ratio=True),
-    dict(type='ResizeToMultiple', size_divisor=32),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
-]
-
-# Multi-scale testing with flip (tools/test.py --tta): the ratios multiply the test scale.
-img_ratios = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(int(640 * r), int(480 * r)), keep_ratio=True)
-                for r in img_ratios
-            ],
-            [dict(type='ResizeToMultiple', size_divisor=32)],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=(2048, 512))
+train_pipeline[3].update(crop_size=(480, 480))
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=(640, 480))
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'][0] = [
+    dict(type='Resize', scale=(int(640 * r), int(480 * r)), keep_ratio=True)
+    for r in _base_.img_ratios
 ]
 
 train_dataloader = dict(
     batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
         ann_file='train.txt',
         data_prefix=dict(img_path='image', seg_map_path='label40'),
-        reduce_zero_label=True,
         pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
         ann_file='test.txt',
         data_prefix=dict(img_path='image', seg_map_path='label40'),
-        reduce_zero_label=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
