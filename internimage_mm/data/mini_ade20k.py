@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from .drawing import (
     clutter_outlines,
@@ -11,12 +10,11 @@ from .drawing import (
     drop_hidden,
     fill,
     finish,
-    image_rng,
     paint,
     random_colour,
     random_outline,
 )
-from .storage import write_dataset, write_image
+from .storage import Images, write_dataset, write_image
 
 MINI_ADE20K_CLASSES = ('wall', 'sky', 'ground', 'water', 'circle', 'square', 'triangle', 'star')
 MINI_ADE20K_PALETTE = (
@@ -61,51 +59,28 @@ def make_mini_ade20k(
 
     Images are 128 to 144 pixels high and wide: textured sky, wall, ground and water regions, 1 to 4
     shapes of 36 to 72 pixels in diameter that may overlap, and lines and blobs that belong to no
-    class. The same arguments give the same bytes with the same
-    numpy and OpenCV, and an image does not depend on how many there are.
+    class.
 
     Files: ``images/{training,validation}/*.jpg``, ``annotations/{training,validation}/*.png``
     (uint8, 0 for pixels that belong to no class, else 1 + index into ``MINI_ADE20K_CLASSES``:
     ``reduce_zero_label=True``) and ``mini_dataset.json`` with the settings.
 
-    Args:
-        root: Folder of the data set. It appears when the data set is complete.
-        num_train: Number of training images, at least 1.
-        num_val: Number of validation images, at least 1.
-        seed: Seed, at least 0. Both splits are drawn from it and never share an image.
-        overwrite: Replace a generated data set with other settings in ``root``.
-        show_progress: Show a progress bar.
-
-    Returns:
-        True if the data set was written, False if ``root`` already holds one with these settings.
-
-    Raises:
-        TypeError: A number is not an int.
-        ValueError: A number of images is below 1 or the seed is negative.
-        FileExistsError: ``root`` holds a data set with other settings and ``overwrite`` is False,
-            or something that is not a generated data set, which is never overwritten.
+    Arguments, result and errors are those of :func:`.storage.write_dataset`.
     """
-
-    def write(folder: Path) -> None:
-        for split, count in (('train', num_train), ('val', num_val)):
-            images = folder / 'images' / _FOLDERS[split]
-            annotations = folder / 'annotations' / _FOLDERS[split]
-            images.mkdir(parents=True)
-            annotations.mkdir(parents=True)
-            for index in track(range(count), f'mini_ade20k {split}', disable=not show_progress):
-                image, labels = _draw(image_rng(seed, split, index))
-                write_image(images / f'{index:06d}.jpg', image)
-                write_image(annotations / f'{index:06d}.png', labels)
-
     return write_dataset(
-        root,
-        'mini_ade20k',
-        write,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        overwrite=overwrite,
+        root, 'mini_ade20k', _write_split, num_train, num_val, seed, overwrite, show_progress
     )
+
+
+def _write_split(folder: Path, split: str, numbered: Images) -> None:
+    images = folder / 'images' / _FOLDERS[split]
+    annotations = folder / 'annotations' / _FOLDERS[split]
+    images.mkdir(parents=True)
+    annotations.mkdir(parents=True)
+    for index, rng in numbered:
+        image, labels = _draw(rng)
+        write_image(images / f'{index:06d}.jpg', image)
+        write_image(annotations / f'{index:06d}.png', labels)
 
 
 def _draw(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from .drawing import (
     clutter_outlines,
@@ -12,12 +11,11 @@ from .drawing import (
     drop_hidden,
     fill,
     finish,
-    image_rng,
     paint,
     random_colour,
     random_outline,
 )
-from .storage import write_dataset, write_image
+from .storage import Images, write_dataset, write_image
 
 MINI_COCO_CLASSES = ('circle', 'square', 'triangle', 'star', 'ring', 'cross')
 MINI_COCO_PALETTE = (
@@ -49,56 +47,28 @@ def make_mini_coco(
 
     Images are 160 to 192 pixels high and wide and show 1 to 5 shapes of ``MINI_COCO_CLASSES``, 30
     to 84 pixels in diameter, that may overlap, before a darker patterned background with lines and
-    blobs that have no annotation. Colours and patterns do not depend on the class. The same
-    arguments give the same bytes with the same numpy and OpenCV, and an image does not depend on
-    how many there are.
+    blobs that have no annotation. Colours and patterns do not depend on the class.
 
     Files: ``annotations/instances_{train,val}.json`` (category ids from 1 in the order of
     ``MINI_COCO_CLASSES``; the visible part of each shape as compressed RLE, from which ``area`` and
     ``bbox`` are computed), ``{train,val}/*.jpg`` and ``mini_dataset.json`` with the settings.
 
-    Args:
-        root: Folder of the data set. It appears when the data set is complete.
-        num_train: Number of training images, at least 1.
-        num_val: Number of validation images, at least 1.
-        seed: Seed, at least 0. Both splits are drawn from it and never share an image.
-        overwrite: Replace a generated data set with other settings in ``root``.
-        show_progress: Show a progress bar.
-
-    Returns:
-        True if the data set was written, False if ``root`` already holds one with these settings.
-
-    Raises:
-        TypeError: A number is not an int.
-        ValueError: A number of images is below 1 or the seed is negative.
-        FileExistsError: ``root`` holds a data set with other settings and ``overwrite`` is False,
-            or something that is not a generated data set, which is never overwritten.
+    Arguments, result and errors are those of :func:`.storage.write_dataset`.
     """
-
-    def write(folder: Path) -> None:
-        (folder / 'annotations').mkdir()
-        for split, count in (('train', num_train), ('val', num_val)):
-            _write_split(folder, split, count, seed, show_progress)
-
     return write_dataset(
-        root,
-        'mini_coco',
-        write,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        overwrite=overwrite,
+        root, 'mini_coco', _write_split, num_train, num_val, seed, overwrite, show_progress
     )
 
 
-def _write_split(folder: Path, split: str, count: int, seed: int, show_progress: bool) -> None:
+def _write_split(folder: Path, split: str, numbered: Images) -> None:
     from pycocotools import mask as mask_api
 
     (folder / split).mkdir()
+    (folder / 'annotations').mkdir(exist_ok=True)
     images: list[dict] = []
     annotations: list[dict] = []
-    for index in track(range(count), f'mini_coco {split}', disable=not show_progress):
-        image, instances, categories = _draw(image_rng(seed, split, index))
+    for index, rng in numbered:
+        image, instances, categories = _draw(rng)
         file_name = f'{index:06d}.jpg'
         write_image(folder / split / file_name, image)
         height, width = instances.shape

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from .drawing import (
     SHAPES,
@@ -11,12 +10,11 @@ from .drawing import (
     coverage,
     fill,
     finish,
-    image_rng,
     paint,
     random_colour,
     random_outline,
 )
-from .storage import write_dataset, write_image
+from .storage import Images, write_dataset, write_image
 
 MINI_IMAGENET_CLASSES = tuple(sorted(SHAPES))
 """In the order of the sorted folder names, as ImageNet numbers its classes."""
@@ -37,48 +35,25 @@ def make_mini_imagenet(
 
     Images are 64 to 80 pixels high and wide and show one shape of ``MINI_IMAGENET_CLASSES``, 40 to
     60 pixels in diameter, before a smooth background with a few lines and blobs. Colours do not
-    depend on the class. The same arguments give the same bytes with the same numpy and
-    OpenCV, and an image does not depend on how many there are.
+    depend on the class.
 
-    Files: ``{train,val}/<class>/*.jpg`` and ``mini_dataset.json`` with the settings.
+    Files: ``{train,val}/<class>/*.jpg``, the classes in turns, and ``mini_dataset.json``
+    with the settings.
 
-    Args:
-        root: Folder of the data set. It appears when the data set is complete.
-        num_train: Number of training images, at least 1. The classes take turns.
-        num_val: Number of validation images, at least 1.
-        seed: Seed, at least 0. Both splits are drawn from it and never share an image.
-        overwrite: Replace a generated data set with other settings in ``root``.
-        show_progress: Show a progress bar.
-
-    Returns:
-        True if the data set was written, False if ``root`` already holds one with these settings.
-
-    Raises:
-        TypeError: A number is not an int.
-        ValueError: A number of images is below 1 or the seed is negative.
-        FileExistsError: ``root`` holds a data set with other settings and ``overwrite`` is False,
-            or something that is not a generated data set, which is never overwritten.
+    Arguments, result and errors are those of :func:`.storage.write_dataset`.
     """
-
-    def write(folder: Path) -> None:
-        for split, count in (('train', num_train), ('val', num_val)):
-            # All folders, for a class without images is a class nevertheless.
-            for name in MINI_IMAGENET_CLASSES:
-                (folder / split / name).mkdir(parents=True)
-            for index in track(range(count), f'mini_imagenet {split}', disable=not show_progress):
-                name = MINI_IMAGENET_CLASSES[index % len(MINI_IMAGENET_CLASSES)]
-                image = _draw(image_rng(seed, split, index), name)
-                write_image(folder / split / name / f'{index:06d}.jpg', image)
-
     return write_dataset(
-        root,
-        'mini_imagenet',
-        write,
-        num_train=num_train,
-        num_val=num_val,
-        seed=seed,
-        overwrite=overwrite,
+        root, 'mini_imagenet', _write_split, num_train, num_val, seed, overwrite, show_progress
     )
+
+
+def _write_split(folder: Path, split: str, numbered: Images) -> None:
+    # All folders, for a class without images is a class nevertheless.
+    for name in MINI_IMAGENET_CLASSES:
+        (folder / split / name).mkdir(parents=True)
+    for index, rng in numbered:
+        name = MINI_IMAGENET_CLASSES[index % len(MINI_IMAGENET_CLASSES)]
+        write_image(folder / split / name / f'{index:06d}.jpg', _draw(rng, name))
 
 
 def _draw(rng: np.random.Generator, shape: str) -> np.ndarray:

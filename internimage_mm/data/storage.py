@@ -3,37 +3,48 @@
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
+from rich.progress import track
+
+from .drawing import image_rng
 
 # Raise it when the same settings come to mean other files.
 FORMAT_VERSION = 1
 SETTINGS_FILE = 'mini_dataset.json'
 
 
+Images = Iterable[tuple[int, np.random.Generator]]
+"""Index and random numbers of every image of a split."""
+
+
 def write_dataset(
     root: str | Path,
     name: str,
-    write: Callable[[Path], None],
-    *,
+    write_split: Callable[[Path, str, Images], None],
     num_train: int,
     num_val: int,
     seed: int,
     overwrite: bool,
+    show_progress: bool,
 ) -> bool:
     """Writes a data set into a temporary folder beside ``root`` and renames it when it is complete.
 
+    The same arguments give the same bytes with the same numpy and OpenCV, and an image does not
+    depend on how many there are.
+
     Args:
-        root: Folder of the data set.
+        root: Folder of the data set. It appears when the data set is complete.
         name: Kind of data set, written into its settings.
-        write: Writes the whole data set into the folder that it gets.
-        num_train: Number of training images.
-        num_val: Number of validation images.
-        seed: Seed of the drawing.
-        overwrite: Replace a generated data set with other settings.
+        write_split: Writes one split, ``'train'`` or ``'val'``, into the folder that it gets.
+        num_train: Number of training images, at least 1.
+        num_val: Number of validation images, at least 1.
+        seed: Seed, at least 0. Both splits are drawn from it and never share an image.
+        overwrite: Replace a generated data set with other settings in ``root``.
+        show_progress: Show a progress bar.
 
     Returns:
         True if the data set was written, False if ``root`` already holds one with these settings.
@@ -63,8 +74,7 @@ def write_dataset(
         if not overwrite:
             raise FileExistsError(
                 f'{root} holds a data set with the settings {found}, wanted {settings}; '
-                'pass overwrite=True (--overwrite on the command line) to replace it, '
-                'or choose another folder'
+                'the option overwrite replaces it; or choose another folder'
             )
 
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +83,9 @@ def write_dataset(
     replaced = root.with_name(f'.{root.name}.{token}.replaced')
     try:
         partial.mkdir()
-        write(partial)
+        for split, count in (('train', num_train), ('val', num_val)):
+            indices = track(range(count), f'{name} {split}', disable=not show_progress)
+            write_split(partial, split, ((i, image_rng(seed, split, i)) for i in indices))
         (partial / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + '\n')
         if occupied:
             root.rename(replaced)

@@ -300,7 +300,7 @@ class TestWriting:
         root = tmp_path / 'data'
         make(root, 2, 1, 5)
         before = hashes(root)
-        with pytest.raises(FileExistsError, match='--overwrite'):
+        with pytest.raises(FileExistsError, match='the option overwrite replaces it'):
             make(root, *other)
         assert hashes(root) == before
         assert make(root, *other, overwrite=True)
