@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from ops_dcnv3 import backends
+
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'op'
 CASES = [entry['case'] for entry in json.loads((GOLDEN / 'index.json').read_text())]
 BACKENDS = ('reference', 'cpu')
 # Triton too, for tests with few and small calls: on CPU it runs in Triton's interpreter, where a
 # forward and backward of the smallest image take a third of a second.
-ALL_BACKENDS = (*BACKENDS, 'triton')
+# Every other backend of the table too; that for CUDA has a file of its own.
+ALL_BACKENDS = (*BACKENDS, *(name for name in backends.BACKENDS if name not in (*BACKENDS, 'cuda')))
 
 # Largest error of an output or gradient, relative to the largest value of that tensor in float64,
 # over the golden cases (`python tests/ops/op_cases.py`) and the odd shapes of test_values.py, all
@@ -89,7 +92,8 @@ def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> 
 
 def device_of(backend: str | None) -> str:
     """The device on which the tests run a backend."""
-    return 'cuda' if backend in ('cuda', 'triton') and torch.cuda.is_available() else 'cpu'
+    on_gpus = backend is not None and 'cuda' in backends.BACKENDS[backend].devices
+    return 'cuda' if on_gpus and torch.cuda.is_available() else 'cpu'
 
 
 def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -204,7 +204,8 @@ def test_autocast_mixes_dtypes():
 
 
 def test_backends_explain_themselves():
-    assert list(available_backends()) == ['cpu', 'cuda', 'triton', 'reference']
+    assert list(available_backends()) == list(backends.BACKENDS)
+    assert list(backends.BACKENDS)[-1] == 'reference'
     assert available_backends()['cpu'] == (True, 'compiled C++ kernels')
     for name, device in (('cuda', 'cpu'), ('cpu', 'cuda'), ('triton', 'xpu')):
         ok, reason = available_backends(device)[name]
@@ -329,7 +330,7 @@ def test_backend_order_of_precedence(monkeypatch):
     [lambda: dcnv3(*inputs(), groups=2, backend='fast'), lambda: use_backend('fast').__enter__()],
 )
 def test_unknown_backend(call):
-    with pytest.raises(ValueError, match=r"cpu, cuda, triton, reference.*'fast'"):
+    with pytest.raises(ValueError, match=r"cpu, cuda, .*reference.*'fast'"):
         call()
 
 
