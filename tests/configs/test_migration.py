@@ -76,6 +76,27 @@ def test_every_explanation_is_needed(tmp_path):
     assert explanations.unused() == []
 
 
+# A second source: settings written out by hand, not made from the table of official settings.
+BY_HAND = {
+    'mask_rcnn_t_1x_coco': (MASK_RCNN, ('rpn_head', 'roi_head', 'train_cfg', 'test_cfg')),
+    'upernet_t_512_ade20k': (UPERNET, ()),
+}
+
+
+@pytest.mark.parametrize('name', BY_HAND)
+def test_config_written_by_hand_becomes_ours(name, tmp_path):
+    official, not_written = BY_HAND[name]
+    path = zoo.ROOT / 'tests' / 'configs' / 'by_hand' / f'{name}.py'
+    migration = migrate_config(read_old_config(str(path)))
+    assert migration.report.problems == []
+    new, shipped = normal(written(migration, tmp_path)), normal(ours.load(official))
+    for part in not_written:
+        del shipped['model'][part]
+    found = differences(new, shipped)
+    left = Explanations('migration').unexplained(official, found)
+    assert not left, '\n' + listing(left)
+
+
 @pytest.mark.skipif(OFFICIAL_ROOT is None, reason='needs INTERNIMAGE_OFFICIAL_ROOT')
 @pytest.mark.parametrize('official', OFFICIAL if OFFICIAL_ROOT else [])
 def test_official_config_becomes_ours(official, tmp_path):
