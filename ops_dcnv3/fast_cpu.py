@@ -1,10 +1,10 @@
 """How linear layers and MLPs run fastest on a CPU: everything about processors is in this file.
 
-What the functions here compute is what the layers are by themselves, to rounding. One switch turns
+The functions here compute what the layers compute by themselves, to rounding. One switch turns
 all of it off: :func:`set_fast_cpu`, :func:`use_fast_cpu` or ``OPS_DCNV3_FAST_CPU=0``.
 
-PyTorch has no public way to ask for some of what must be known. Its private names are used in this
-file only and tried when it is imported: where one is missing or behaves otherwise, the layers run
+PyTorch has no public way to find out some of what is needed here. Its private names are used in
+this file only, each tried on import: where one is missing or behaves differently, the layers run
 by themselves, and :func:`explain_fast_cpu` says why.
 """
 
@@ -251,7 +251,7 @@ def _is_exact_gelu(act: nn.Module) -> bool:
 # ---- MLPs ---------------------------------------------------------------------------------------
 
 # Bytes of hidden features that an MLP computes at once in inference, for each thread and in all.
-# Tensors of more than 32 MiB are mapped anew by glibc each time, and their page faults take longer
+# Tensors of more than 32 MiB are mapped again by glibc each time, and their page faults take longer
 # than a GELU.
 _MLP_PART, _LARGEST_MLP_PART = 4 * 2**20, 16 * 2**20
 

@@ -123,7 +123,7 @@ class DCNv3(nn.Module):
             function; has no effect.
         backend: Backend of the op, see :func:`ops_dcnv3.dcnv3`.
         padding: The same as ``pad``, under the name that the op and PyTorch have for it.
-        groups: The same as ``group``, likewise.
+        groups: The same as ``group``.
 
     Raises:
         TypeError: A size is neither an int nor a pair of ints.

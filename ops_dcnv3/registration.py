@@ -115,7 +115,7 @@ def python_operator(name: str, module: str) -> Callable[..., Tensor]:
     torch.library.register_autograd(backward, _no_double_backward)
 
     def call(input: Tensor, offset: Tensor, mask: Tensor, *options) -> Tensor:
-        # PyTorch would drop tangents without a word; the compiled operators refuse them in C++.
+        # PyTorch would drop tangents silently; the compiled operators refuse them in C++.
         if not torch.compiler.is_compiling():
             tensors = input, offset, mask
             if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):

@@ -5,7 +5,7 @@ run in Triton's interpreter, on CPU tensors as well; the tests use that.
 
 A *row* is one output pixel and one group, so the output is a matrix of rows by the channels of a
 group. A program computes ``BLOCK_R`` consecutive rows: positions, weights and the mask once for
-each row and point, the four corners for ``BLOCK_C`` channels at a time. See ``docs/op.md``.
+each row and point, the four corners for ``BLOCK_C`` channels at a time. See ``docs/kernels.md``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COMPUTE_DTYPES = {
 }
 # Pixel numbers within an image are int32 and may run past the last one by a block.
 _MAX_PIXELS = 2**31 - 2**12
-# Sizes that change with the image; a specialised kernel for each would be compiled anew.
+# Sizes that change with the image; a specialised kernel for each would be compiled again.
 _DYNAMIC = [
     'rows',
     'height',
@@ -354,7 +354,7 @@ def _arguments(
     remove_center: bool,
     mask_is_logits: bool,
 ) -> tuple[tuple[int, int, int, int], dict]:
-    """Check sizes; return the output's shape and what both kernels take beside the tensors."""
+    """Check sizes; return the output's shape and what both kernels take besides the tensors."""
     if input.device.type == 'cpu' and not INTERPRETED:
         raise RuntimeError(
             'Triton kernels run on GPUs, got CPU tensors; set TRITON_INTERPRET=1 before Python '

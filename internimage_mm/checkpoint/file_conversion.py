@@ -13,7 +13,7 @@ from .convert import Conversion, Naming, convert
 from .layouts import Unpacked, unpack
 from .reader import CheckpointError, read_checkpoint
 
-# What official classification checkpoints keep beside the weights, and we in 'meta'.
+# What official classification checkpoints keep next to the weights, and ours in 'meta'.
 _PROGRESS = ('epoch', 'max_accuracy', 'max_accuracy_ema')
 
 

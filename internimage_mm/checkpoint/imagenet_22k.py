@@ -1,4 +1,4 @@
-"""Which of the 21841 classes of ImageNet-22k the 1000 classes of ImageNet-1k are.
+"""The 1000 classes of ImageNet-1k among the 21841 of ImageNet-22k.
 
 Both are numbered in the order of their sorted WordNet ids. The numbers are those of
 ``classification/meta_data/map22kto1k.txt`` of https://github.com/OpenGVLab/InternImage, where two

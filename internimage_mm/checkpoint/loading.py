@@ -1,4 +1,4 @@
-"""Does a state dict fit a model: strict, because a silently random layer looks like a bad model."""
+"""Check that a state dict fits a model: strictly, as a random layer looks like a bad model."""
 
 import logging
 from collections.abc import Mapping

@@ -3,9 +3,9 @@
 A row is a pair of patterns, official and ours. In a pattern ``{i}`` to ``{n}`` stand for numbers,
 ``{p}`` for the last component of a name (``weight``, ``running_mean``) and ``{x}`` for any end of a
 name; both patterns of a row have the same placeholders, so every row can be read in both
-directions. Which table applies is told by the names alone (:func:`recognise`).
+directions. The names alone say which table applies (:func:`recognise`).
 
-Mind the attentions: ``attentions.0`` is self-attention in the decoder of DINO and cross-attention
+Beware: ``attentions.0`` is self-attention in the decoder of DINO and cross-attention
 in that of Mask2Former. Their shapes are equal, so a mistake there would load without an error.
 """
 

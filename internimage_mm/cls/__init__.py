@@ -1,4 +1,4 @@
-"""What mmpretrain needs beside the backbone: necks and a head of the official classifiers, and
+"""What mmpretrain needs besides the backbone: necks and a head of the official classifiers, and
 iNaturalist 2018."""
 
 import internimage_mm  # noqa: F401  prepares torchvision, which mmpretrain imports

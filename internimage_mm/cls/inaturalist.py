@@ -20,7 +20,7 @@ class INaturalist2018(BaseDataset):
     Args:
         data_root: Folder with the annotation files; image paths in them are relative to it.
         ann_file: ``train2018.json`` or ``val2018.json``. Dates and coordinates are read from the
-            file beside it whose name ends in ``_locations.json``.
+            file next to it whose name ends in ``_locations.json``.
         **kwargs: Of mmpretrain's ``BaseDataset``.
 
     Raises:

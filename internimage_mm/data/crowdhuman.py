@@ -72,7 +72,7 @@ def _decode(line: str) -> tuple[str, list[dict]]:
 
 
 def convert_crowdhuman(root: str | Path, overwrite: bool = False) -> list[Path]:
-    """Write ``annotation_{train,val}.json`` beside the ``.odgt`` files of CrowdHuman.
+    """Write ``annotation_{train,val}.json`` next to the ``.odgt`` files of CrowdHuman.
 
     Nothing is written unless all of it can be converted.
 

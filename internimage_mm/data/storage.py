@@ -31,7 +31,7 @@ def write_dataset(
     overwrite: bool,
     show_progress: bool,
 ) -> bool:
-    """Writes a data set into a temporary folder beside ``root`` and renames it when it is complete.
+    """Writes a data set into a temporary folder next to ``root``; renames it when it is complete.
 
     The same arguments give the same bytes with the same numpy and OpenCV, and an image does not
     depend on how many there are.

@@ -1,4 +1,4 @@
-"""COCO annotation files that would lose objects without a word are an error."""
+"""Refuse COCO annotation files of which mmdet would silently drop objects."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def check_categories(dataset: dict) -> dict:
     Returns:
         A config that builds the same. Building it raises a UserError for a file that is damaged,
         lacks a class of the config, or uses a category that it does not define. (mmdet drops such
-        objects without a word.)
+        objects silently.)
     """
     if 'datasets' in dataset:
         return {**dataset, 'datasets': [check_categories(part) for part in dataset['datasets']]}

@@ -17,7 +17,7 @@ class LayerWiseConstructor(DefaultOptimWrapperConstructor):
     """Checks the options and makes parameter groups by a rule."""
 
     options: ClassVar[dict[str, Any]]
-    """Accepted keys of ``paramwise_cfg`` beside ``layer_decay_rate``, with their defaults."""
+    """Accepted keys of ``paramwise_cfg`` besides ``layer_decay_rate``, with their defaults."""
 
     def _validate_cfg(self) -> None:
         super()._validate_cfg()

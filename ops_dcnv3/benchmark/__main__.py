@@ -17,7 +17,7 @@ COLUMNS = """columns:
   of floor     that, as a share of the rate of a large copy on this machine (the copy floor)
   / bound      time divided by that of the forward's loads and multiply-adds alone, from the
                first-level cache (CPU, forward)
-  peak MiB     memory that the call takes at most, beside its arguments
+  peak MiB     peak memory of the call, without its arguments
 """
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: time, peak memory, the two floors, and what machine it was."""
+"""How the benchmarks measure: time, peak memory, the two floors, and the machine."""
 
 from __future__ import annotations
 

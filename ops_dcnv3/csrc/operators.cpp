@@ -47,7 +47,7 @@ Gradients call_backward(const Tensor& grad_output, const Tensor& input, const Te
                  o.remove_center, o.mask_is_logits);
 }
 
-// The operators have no jvp, and PyTorch would drop tangents without a word.
+// The operators have no jvp, and PyTorch would drop tangents silently.
 template <typename... Tensors>
 void refuse_tangents(const Tensors&... tensors) {
   TORCH_CHECK(!(tensors._fw_grad(/*level=*/0).defined() || ...),
