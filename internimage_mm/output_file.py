@@ -42,6 +42,14 @@ def renamed_when_complete(target: str | Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+def check_output(path: str | Path) -> None:
+    """Raise a :class:`UserError` if there is something at ``path`` that is no regular file."""
+    try:
+        output_file(path)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error}') from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, and the folders that it is in; it is complete or not there.
 

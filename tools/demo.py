@@ -19,6 +19,7 @@ from rich.table import Table
 from internimage_mm.commands import UserError, load_config, reports_user_errors
 from internimage_mm.training import InternImageRunner
 
+MINI_DATASETS = ('all', '--out', 'data')
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs' / 'quickstart'
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     started = time.monotonic()
 
-    run_tool('make_mini_dataset.py', 'all', '--out', 'data')
+    run_tool('make_mini_dataset.py', *MINI_DATASETS)
     table = Table('model, data: metric', 'before training', 'after', 'expected at least')
     pictures, missed = [], []
     for task in TASKS:

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> list[dict]:
 
     table = Table(title='FLOPs (multiply-adds) of one image')
     for column in ('config', 'shape', 'parameters', 'FLOPs', 'of which'):
-        table.add_column(column, justify='left' if column in ('config', 'of which') else 'right')
+        justify = 'left' if column in ('config', 'of which') else 'right'
+        table.add_column(column, justify=justify, overflow='fold')
     for row in rows:
         parts = (f'{k} {v / 1e9:.1f}G' for k, v in row['counts'].items() if k != 'total')
         table.add_row(
@@ -97,7 +98,10 @@ def main(argv: list[str] | None = None) -> list[dict]:
             f'{row["counts"]["total"] / 1e9:.1f}G',
             ', '.join(parts),
         )
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    if not console.is_terminal:  # where nothing has to be cut, least of all names
+        console.width = 1000
+    console.print(table)
     return rows
 
 

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
                 show_progress=True,
             )
         except (OSError, ValueError) as error:
-            parser.error(str(error))
+            parser.error(str(error).replace('the option overwrite', '--overwrite'))
         state = 'written' if written else 'already there with these settings, left alone'
         print(f'{root}: {state}')
         print(f'  {args.num_train} train and {args.num_val} val images, seed {args.seed}')

@@ -1,9 +1,10 @@
 """What the command-line tools share: reading configs, checking data, reporting mistakes."""
 
 from ..errors import UserError
+from ..output_file import check_output
 from .configs import ConfigOptions, load_config
 from .data import check_data, dataset_meta
-from .reporting import check_launcher, check_output, reports_user_errors
+from .reporting import check_launcher, reports_user_errors
 
 __all__ = [
     'ConfigOptions',

@@ -4,14 +4,12 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from mmengine.device import get_device
 
 from ..checkpoint import CheckpointError
 from ..errors import UserError
-from ..output_file import output_file
 
 
 def reports_user_errors(main: Callable) -> Callable:
@@ -31,14 +29,6 @@ def reports_user_errors(main: Callable) -> Callable:
             sys.exit(f'error: {error}')
 
     return wrapper
-
-
-def check_output(path: str | Path) -> None:
-    """Raise a :class:`UserError` if there is something at ``path`` that is no regular file."""
-    try:
-        output_file(path)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error}') from error
 
 
 def check_launcher(launcher: str) -> None:

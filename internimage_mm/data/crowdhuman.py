@@ -7,7 +7,7 @@ from PIL import Image
 from rich.progress import track
 
 from internimage_mm.errors import UserError
-from internimage_mm.output_file import write_text
+from internimage_mm.output_file import check_output, write_text
 
 SPLITS = ('train', 'val')
 
@@ -93,6 +93,7 @@ def convert_crowdhuman(root: str | Path, overwrite: bool = False) -> list[Path]:
         target = source.with_suffix('.json')
         if target.exists() and not overwrite:
             raise UserError(f'{target} exists already; --overwrite replaces it')
+        check_output(target)
     contents = {
         source.with_suffix('.json'): crowdhuman_to_coco(source, Path(root, 'Images'))
         for source in sources

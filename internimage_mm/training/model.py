@@ -38,9 +38,10 @@ def reports_model_errors() -> Iterator[None]:
     except (ValueError, TypeError, KeyError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         files = [Path(frame.filename) for frame in frames]
-        # From where the registry looked up or called a class, to where the error was raised.
+        # From where the error was raised, back to what the registry called; empty if it raised it.
         since = list(takewhile(lambda file: _REGISTRY not in file.parents, reversed(files)))
-        if isinstance(error, KeyError) and since or not all(map(_is_ours, since)):
+        ours = not since or (_is_ours(since[0]) and _is_ours(since[-1]))
+        if not ours or (since and isinstance(error, KeyError)):
             raise
         raise UserError(
             f'the model of the config cannot be built: {error.args[0]} (raised in '

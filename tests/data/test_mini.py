@@ -397,5 +397,6 @@ class TestTool:
         tool.main(command)
         with pytest.raises(SystemExit):
             tool.main([*command, '--seed', '1'])
-        assert '--overwrite' in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert '--overwrite replaces it' in message and 'overwrite=True' not in message
         tool.main([*command, '--seed', '1', '--overwrite'])

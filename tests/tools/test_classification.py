@@ -202,6 +202,31 @@ def test_image_demo(trained, tmp_path, capsys, mini_imagenet):
     assert np.any(cv2.imread(str(out)) != 255)
 
 
+def test_image_demo_of_a_config_as_mmpretrain_writes_it(tmp_path, mini_imagenet, capsys):
+    """With data_preprocessor at the top level; and with the class names of the checkpoint."""
+    cfg = tiny_config('t', mini_imagenet)
+    cfg.data_preprocessor = cfg.model.pop('data_preprocessor')
+    cfg.data_preprocessor.update(mean=[200.0] * 3, std=[20.0] * 3)
+    cfg.dump(tmp_path / 'own.py')
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    cfg.dump(tmp_path / 'usual.py')
+    model, cfg = built_model(tmp_path / 'usual.py')
+    names = [f'my {name}' for name in MINI_IMAGENET_CLASSES]
+    checkpoint = {'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': names}}}
+    torch.save(checkpoint, tmp_path / 'own.pth')
+    sample = DATASETS.build(cfg.test_dataloader.dataset)[0]
+    with torch.no_grad():
+        (expected,) = model.test_step(default_collate([sample]))
+    run_tool(
+        'image_demo', sample['data_samples'].img_path, tmp_path / 'own.py', tmp_path / 'own.pth',
+        '--out', tmp_path / 'o.png', '--device', 'cpu',
+    )  # fmt: skip
+    found = re.findall(r'^(0\.\d{3})  (my .*)$', capsys.readouterr().out, re.MULTILINE)
+    best = expected.pred_score.topk(5)
+    assert [name for _, name in found] == [names[i] for i in best.indices]
+    assert [float(score) for score, _ in found] == pytest.approx(best.values.tolist(), abs=6e-4)
+
+
 @pytest.mark.parametrize('kind', RELEASED)
 def test_gradients_reach_every_parameter(kind, mini_inat):
     cfg = tiny_config(kind, mini_inat)

@@ -1,52 +1,33 @@
-"""The demo's own part: order of the steps, the table and what happens below the expectation."""
+"""tools/demo.py from end to end, on four images and with another model."""
 
-import importlib.util
+import re
 
+import cv2
 import pytest
 
-from .conftest import ROOT
+from internimage_mm.data import MINI_ADE20K_CLASSES
 
-AFTER = {'coco/bbox_mAP': 0.7, 'coco/segm_mAP': 0.6, 'mIoU': 80.0}
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    """tools/demo.py with tools that write what it reads and take no time."""
-    spec = importlib.util.spec_from_file_location('demo', ROOT / 'tools' / 'demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.steps, module.after = [], dict(AFTER)
-
-    def run_tool(name, *arguments):
-        module.steps.append(name)
-        if name == 'train.py':
-            work_dir = arguments[arguments.index('--work-dir') + 1]
-            work_dir.mkdir()
-            (work_dir / 'last_checkpoint').write_text(str(work_dir / 'trained.pth'))
-
-    def evaluate(task, checkpoint, work_dir, *options):
-        module.steps.append(checkpoint.name)
-        trained = checkpoint.name == 'trained.pth'
-        return {key: module.after[key] if trained else 0.01 for key in task.metrics}
-
-    monkeypatch.setattr(module, 'run_tool', run_tool)
-    monkeypatch.setattr(module, 'evaluate', evaluate)
-    monkeypatch.setattr(module, 'save_untrained', lambda config, path: None)
-    return module
+from .conftest import SEGMENTOR, load_tool, write_config
 
 
-def test_steps_and_table(demo, tmp_path, capsys):
-    demo.main(['--work-dir', str(tmp_path)])
-    each = ['untrained.pth', 'train.py', 'trained.pth']
-    assert demo.steps == ['make_mini_dataset.py', *each, *each]
-    text = capsys.readouterr().out
-    assert all(value in text for value in ('0.700', '0.600', '0.800', '0.010', '0.75'))
-    assert text.splitlines()[-1].startswith('pictures')
-
-
-@pytest.mark.parametrize('key', AFTER)
-@pytest.mark.parametrize('value', [0.1, float('nan')])
-def test_too_low_is_an_error(demo, tmp_path, key, value):
-    demo.after[key] = value
-    with pytest.raises(SystemExit, match='error: .*expected at least'):
-        demo.main(['--work-dir', str(tmp_path)])
+def test_demo(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    config = write_config(SEGMENTOR, tmp_path / 'c.py', 'data/mini_ade20k', MINI_ADE20K_CLASSES)
+    demo = load_tool('demo')
+    metrics = {'mIoU': ('mIoU', 0.01, 0.0), 'aAcc': ('pixels', 0.01, 1.5)}  # more than all of them
+    monkeypatch.setattr(demo, 'TASKS', [demo.Task('segmentation', config, metrics)])
+    monkeypatch.setattr(demo, 'MINI_DATASETS', ['ade20k', '--num-train', '4', '--num-val', '2'])
+    with pytest.raises(SystemExit, match=r'^error: pixels is 0\.\d+, expected at least 1\.50$'):
+        demo.main(['--work-dir', 'demo'])
+    text = capfd.readouterr().out
+    steps = re.findall(r'^\$ python tools/(\S+)', text, re.MULTILINE)
+    assert steps == ['make_mini_dataset.py', 'test.py', 'train.py', 'test.py']
+    rows = re.findall(r'(mIoU|pixels) +\S (\d\.\d{3}) +\S (\d\.\d{3}) +\S (\d\.\d\d)', text)
+    logged = re.findall(r'aAcc: +(\d+\.\d+) +mIoU: +(\d+\.\d+)', text)
+    assert [row[0] for row in rows] == ['mIoU', 'pixels']
+    for i, (_, *values, _) in zip((1, 0), rows, strict=True):
+        found = [float(pair[i]) / 100 for pair in (logged[0], logged[-1])]  # of the two test.py
+        assert found == pytest.approx([float(v) for v in values], abs=6e-4)
+    pictures = list((tmp_path / 'demo' / 'segmentation' / 'pictures').rglob('*.png'))
+    assert len(pictures) == 2
+    assert all(cv2.imread(str(picture)) is not None for picture in pictures)

@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import shutil
 
 import cv2
 import numpy as np
@@ -200,14 +201,21 @@ def test_image_demo(tmp_path, request, kind, mini_coco):
         assert np.median(np.abs(drawn - expected)) <= 2
 
 
-def test_image_demo_draws_nothing_below_the_threshold(tmp_path, detector_config, mini_coco):
+def test_image_demo_of_a_folder_draws_nothing_below_the_threshold(
+    tmp_path, detector_config, mini_coco
+):
     checkpoint = official_file(built_model(detector_config), tmp_path / 'official.pth')
-    image_path = next((mini_coco / 'val').glob('*.jpg'))
+    images = shutil.copytree(mini_coco / 'val', tmp_path / 'images')
+    names = {path.name for path in images.iterdir()}
+    (images / 'notes.txt').write_text('no image')
     run_tool(
-        'image_demo', image_path, detector_config, checkpoint, '--out', tmp_path / 'out.png',
+        'image_demo', images, detector_config, checkpoint, '--out', tmp_path / 'drawn',
         '--device', 'cpu', '--score-thr', '1.1',
     )  # fmt: skip
-    assert np.array_equal(cv2.imread(str(image_path)), cv2.imread(str(tmp_path / 'out.png')))
+    assert {path.name for path in (tmp_path / 'drawn').iterdir()} == names
+    for name in names:
+        drawn = cv2.imread(str(tmp_path / 'drawn' / name)).astype(int)
+        assert np.abs(drawn - cv2.imread(str(images / name))).mean() < 2  # JPEG again
 
 
 def test_help_names_every_option(capsys):

@@ -1,15 +1,19 @@
 """Every mistake a user can make gets one clear line, before anything heavy."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
-from internimage_mm.commands import UserError
+from internimage_mm import InternImage
+from internimage_mm.commands import UserError, load_config
 
 from .conftest import BASE, ROOT, error_of, load_tool, run_tool
 
@@ -129,7 +133,55 @@ def test_traceback_on_request(tmp_path, detector_config, monkeypatch):
     assert isinstance(error.value.__cause__, ValueError)
 
 
+@MODELS.register_module()
+class _Buggy(InternImage):
+    """A user's class with a mistake in its code, not in the config."""
+
+    def __init__(self, bug, **settings):
+        super().__init__(**settings)
+        if bug == 'key':
+            {}['missing']
+        InternImage(arch=bug)
+
+
+@pytest.mark.parametrize(('bug', 'error'), [('key', KeyError), ('tinny', ValueError)])
+def test_bug_in_a_class_of_the_user_keeps_its_traceback(detector_config, bug, error):
+    options = ['model.backbone.type=_Buggy', f'model.backbone.bug={bug}']
+    with pytest.raises(error) as info:
+        run_tool('get_flops', detector_config, options=options)
+    assert any(entry.path == Path(__file__) for entry in info.traceback[1:])
+
+
 # --- options ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ('option', 'expected'),
+    [
+        ('modle.backbone.depths=[1,1]', 'has no modle; do you mean model?'),
+        ('model.bakcbone.depths=[1,1]', 'there is no bakcbone .* do you mean backbone?'),
+        ('lod_from=x.pth', 'do you mean load_from?'),
+        ('param_scheduler.7.end=3', 'Index 7 exceeds'),
+        (
+            'data_root=elsewhere/',
+            'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root, '
+            'test_dataloader.dataset.data_root, val_evaluator.ann_file, test_evaluator.ann_file',
+        ),
+        ('max_epochs=4', 'Its value is in train_cfg.max_epochs, .*param_scheduler.1.T_max'),
+        ('metainfo.classes=[a]', 'train_dataloader.dataset.metainfo, val_dataloader'),
+    ],
+)
+def test_option_that_nothing_reads(option, expected):
+    config = ROOT / 'configs' / 'quickstart' / 'mask-rcnn_internimage-nano_mini-coco.py'
+    message = error_of('train', config, options=[option])
+    assert re.search(expected.replace('?', r'\?'), message), message
+
+
+def test_option_that_is_new_to_the_config(tmp_path, detector_config, monkeypatch):
+    options = {'sync_bn': 'torch', 'model.backbone.init_cfg.type': 'X', 'param_scheduler.0.end': 9}
+    cfg = load_config(str(detector_config), options)
+    assert cfg.sync_bn == 'torch' and cfg.model.backbone.init_cfg.type == 'X'
+    assert cfg.param_scheduler[0].end == 9
 
 
 def usage_error_of(name, *args, capsys):
@@ -148,6 +200,18 @@ def test_unknown_launcher(detector_config, capsys):
 def test_out_is_not_a_pickle_file(detector_config, capsys):
     message = usage_error_of('test', detector_config, 'x.pth', '--out', 'x.json', capsys=capsys)
     assert 'x.json must end in .pkl' in message
+
+
+def test_output_that_is_no_regular_file(tmp_path, detector_config, mini_coco):
+    """Refused before the checkpoint, which is not there, is looked for."""
+    image = next((mini_coco / 'val').glob('*.jpg'))
+    for name, args in {
+        'o.png': ('image_demo', image, detector_config, 'x.pth'),
+        'o.pkl': ('test', detector_config, mini_coco / 'mini_dataset.json'),
+    }.items():
+        os.mkfifo(tmp_path / name)
+        message = error_of(*args, '--out', tmp_path / name)
+        assert f'{name} cannot be written: it exists and is not a regular file' in message
 
 
 def test_tta_without_settings(segmentor_config, segmentor_run):
@@ -272,14 +336,27 @@ def test_annotations_that_are_not_coco(detector_config, edited_coco):
     assert 'is not in COCO format' in message
 
 
-def test_data_of_one_class_only_is_fine(tmp_path, detector_config):
-    """A config may use some of the categories of a file."""
+def test_some_of_the_categories_in_a_file(tmp_path, detector_config, monkeypatch, capfd):
+    """Are fine. The file is read once, and the screen soon shows the first iteration."""
+    read, load = [], json.load
+
+    def counting(file, *args, **kwargs):
+        read.append(Path(getattr(file, 'name', '')).name)
+        return load(file, *args, **kwargs)
+
+    monkeypatch.setattr(json, 'load', counting)
     run_tool(
         'train', detector_config, '--work-dir', tmp_path, options=[
             "train_dataloader.dataset.metainfo.classes=('circle',)", 'train_cfg.max_iters=1',
         ],
     )  # fmt: skip
     assert (tmp_path / 'iter_1.pth').is_file()
+    assert read.count('instances_train.json') == 1
+    screen = ''.join(capfd.readouterr())
+    assert screen.split('Iter(train)')[0].count('\n') < 150
+    # The rest is not lost.
+    assert 'Hooks will be executed' in next(tmp_path.glob('*/*.log')).read_text()
+    assert 'mask_roi_extractor' in (tmp_path / 'tiny_detector.py').read_text()
 
 
 # --- checkpoints ------------------------------------------------------------------------------

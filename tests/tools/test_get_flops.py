@@ -143,6 +143,7 @@ def test_command(capsys):
     (row,) = tool.main([str(config)])
     assert row['shape'] == (224, 224) and row['parameters'] == 29918424
     text = capsys.readouterr().out
+    assert str(config) in text  # as a whole
     assert '4.9G' in text and '29.9M' in text and 'backbone' in text
     (bigger,) = tool.main([str(config), '--shape', '440'])
     assert bigger['shape'] == (448, 448)  # rounded up to a multiple of 32
