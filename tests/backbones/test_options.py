@@ -56,7 +56,7 @@ from ops_dcnv3 import DCNv3
             ValueError,
             "act_layer must be one of GELU, ReLU, SiLU, got 'Mish'",
         ),
-        (dict(norm_layer='GN'), ValueError, "norm_layer must be LN or BN, got 'GN'"),
+        (dict(norm_layer='GN'), ValueError, "norm_layer must be one of LN, BN, got 'GN'"),
         (dict(dw_kernel_size=4), ValueError, 'dw_kernel_size must be odd, got 4'),
         *(
             (
