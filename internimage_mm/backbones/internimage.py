@@ -246,8 +246,8 @@ class InternImage(BaseModule):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.2,
         drop_path_type: str = 'linear',
-        act_layer: str = 'GELU',
-        norm_layer: str = 'LN',
+        act_layer: str = unless_arch('GELU'),
+        norm_layer: str = unless_arch('LN'),
         layer_scale: float | None = unless_arch(None),
         offset_scale: float = unless_arch(1.0),
         post_norm: bool = unless_arch(False),
@@ -300,7 +300,7 @@ class InternImage(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
-        self.patch_embed = Stem(settings.channels, act_layer, norm_layer)
+        self.patch_embed = Stem(settings.channels, settings.act_layer, settings.norm_layer)
         self.pos_drop = nn.Dropout(drop_rate)
         self.levels = nn.ModuleList(Stage(settings, i) for i in range(NUM_STAGES))
         self.apply(_init_module)

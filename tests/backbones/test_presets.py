@@ -134,6 +134,14 @@ def test_single_arguments_override_the_preset():
     assert model.levels[0].blocks[0].dcn.offset_scale == 2.0
 
 
+def test_a_preset_may_set_activation_and_norm(monkeypatch):
+    preset = dict(ARCHITECTURES['tiny'], act_layer='SiLU', norm_layer='BN')
+    monkeypatch.setitem(ARCHITECTURES, 'tiny', preset)
+    with torch.device('meta'):
+        kinds = {type(module).__name__ for module in InternImage('tiny').modules()}
+    assert {'SiLU', 'BatchNorm2d'} <= kinds and 'GELU' not in kinds
+
+
 def test_models_do_not_share_lists_with_presets_or_configs():
     depths = [1, 1, 1, 1]
     with torch.device('meta'):
