@@ -38,9 +38,12 @@ def test_one_graph_for_all_image_sizes(model):
             torch.testing.assert_close(gradient, truth)
 
 
-@pytest.mark.timeout(900)
-def test_default_compiler_in_inference(model):
-    """Which writes and compiles C++: one program for all image sizes."""
+def test_default_compiler_in_inference():
+    """Which writes and compiles C++: one program for all image sizes.
+
+    Of the first level, which has every kind of layer; compiling takes long.
+    """
+    model = with_golden_weights(tiny(**SMALL, out_indices=(0,))).eval()
     torch.compiler.reset()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True), torch.inference_mode():
@@ -50,9 +53,9 @@ def test_default_compiler_in_inference(model):
                 torch.testing.assert_close(output, truth, **FUSED)
 
 
-@pytest.mark.timeout(900)
-def test_default_compiler_in_training(model):
-    """For one image size; before torch 2.15 it fails for dynamic ones, docs/op.md."""
+def test_default_compiler_in_training():
+    """Of the first level, for one image size; before torch 2.15 it fails for dynamic ones."""
+    model = with_golden_weights(tiny(**SMALL, out_indices=(0,))).eval()
     torch.compiler.reset()
     x = images(2, 3, 33, 47)
     outputs = torch.compile(model, fullgraph=True, dynamic=False)(x)

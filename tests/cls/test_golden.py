@@ -68,23 +68,11 @@ def reduced_config(name):
     return cfg
 
 
-@pytest.fixture(params=VARIANTS)
-def name(request):
-    return request.param
-
-
-def official_checkpoint(name, dtype=torch.float32):
-    return {
-        key: torch.from_numpy(tensor_for(key, shape, dtype_name)).to(
-            dtype if dtype_name == 'float32' else None
-        )
-        for key, shape, dtype_name in golden(name)['keys']
-    }
-
-
-def load(model, checkpoint):
-    state_dict = fit_state_dict({'model': checkpoint}, model, 'golden')
-    model.load_state_dict(state_dict)  # strict: every name, every shape
+def golden_model(name):
+    """The classifier with the golden weights, from official names through our converter."""
+    model = build(reduced_config(name))
+    weights = {k: torch.from_numpy(tensor_for(k, *spec)) for k, *spec in golden(name)['keys']}
+    model.load_state_dict(fit_state_dict({'model': weights}, model, 'golden'))  # strict
     return model.eval()
 
 
@@ -99,21 +87,22 @@ def test_the_noise_image_is_the_stored_one():
         assert (image('128x160').numpy() == arrays['image']).all()
 
 
+@pytest.mark.parametrize('name', VARIANTS)
 @pytest.mark.parametrize('size', ['128x160', '224x224'])
 def test_logits_equal_the_official_ones(name, size):
     arrays = np.load(GOLDEN / 'classification' / f'{name}.npz')
     distance = golden(name)['check'][size]['f32_vs_f64_max_abs']
-    model = load(build(reduced_config(name)), official_checkpoint(name))
+    model = golden_model(name)
     with torch.no_grad():
         logits = model(image(size), mode='tensor')
         logits64 = model.double()(image(size).double(), mode='tensor')
     error = np.abs(logits.numpy() - arrays[f'logits_{size}']).max()
     error64 = np.abs(logits64.numpy() - arrays[f'logits_f64_{size}']).max()
-    print(f'{name} {size}: {error:.1e} and {error64:.1e} (float64), official {distance:.1e}')
     assert error <= OUTPUT_FACTOR * distance
     assert error64 <= 1e-12
 
 
+@pytest.mark.parametrize('name', VARIANTS)
 def test_official_names_and_shapes_of_the_reduced_model(name):
     model = build(reduced_config(name))
     ours = convert_official({k: torch.empty(s) for k, s, _ in golden(name)['keys']})

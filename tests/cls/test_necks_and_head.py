@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
 from mmpretrain.structures import DataSample
 
 from internimage_mm.cls import AttentionPoolingNeck, ConvPoolingNeck, MetadataLinearClsHead
@@ -51,26 +50,6 @@ def test_attention_pooling_against_the_formula():
 def test_sizes_that_are_no_multiples_of_32_are_refused(size):
     with pytest.raises(ValueError, match='multiples of 32'):
         neck()(features(*size))
-
-
-def test_whole_model_refuses_such_a_size():
-    cfg = dict(
-        type='ImageClassifier',
-        backbone=dict(
-            type='InternImage', channels=8, depths=[1, 1, 1, 1], groups=[1, 2, 4, 8],
-            out_indices=(2, 3),
-        ),
-        neck=dict(
-            type='AttentionPoolingNeck', in_channels=[32, 64], embed_channels=16, num_heads=2,
-            out_channels=8,
-        ),
-        head=dict(type='LinearClsHead', num_classes=3, in_channels=8),
-    )  # fmt: skip
-    with DefaultScope.overwrite_default_scope('mmpretrain'):
-        model = MODELS.build(cfg).eval()
-    assert model(torch.zeros(1, 3, 64, 96)).shape == (1, 3)
-    with pytest.raises(ValueError, match='multiples of 32'):
-        model(torch.zeros(1, 3, 72, 96))
 
 
 def test_settings_that_do_not_fit_are_refused():

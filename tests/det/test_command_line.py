@@ -6,18 +6,18 @@ import pickle
 import cv2
 import numpy as np
 import pytest
-import torch
 from det import helpers
+from golden_detseg import arrays, image_file, save_official_checkpoint
 from mmdet.datasets import CocoDataset
+from tool_runner import run_tool
 
 
-@pytest.fixture(scope='module', params=['dino_t_like_q100', 'cbdino_h_like_q100', 'mask_rcnn_t'])
+@pytest.fixture(scope='module', params=['cbdino_h_like_q100', 'mask_rcnn_t'])
 def case(request, tmp_path_factory):
     """A golden detector: a config on a data set of the golden image, and the official file."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    state_dict = helpers.official_state_dict(name)
-    torch.save({'meta': {'epoch': 12}, 'state_dict': state_dict}, folder / 'official.pth')
-    image = helpers.ROOT / 'tests' / 'golden' / helpers.meta(name)['image']
+    save_official_checkpoint(name, folder / 'official.pth')
+    image = image_file(name)
     (folder / 'image.png').write_bytes(image.read_bytes())
     height, width = cv2.imread(str(image)).shape[:2]
     classes = CocoDataset.METAINFO['classes']
@@ -43,16 +43,16 @@ def case(request, tmp_path_factory):
 
 def test_test_gives_the_official_detections(case):
     name, folder = case
-    metrics = helpers.run_tool(
+    metrics = run_tool(
         'test', folder / 'config.py', folder / 'official.pth', '--work-dir', folder / 'work',
         '--out', folder / 'out.pkl',
     )  # fmt: skip
     assert 0 <= metrics['coco/bbox_mAP'] <= 1
     found = pickle.loads((folder / 'out.pkl').read_bytes())[0]['pred_instances']
     order = found['scores'].argsort(descending=True, stable=True)
-    stored = helpers.arrays(name)
+    stored = arrays(name)
     np.testing.assert_array_equal(found['labels'][order].numpy(), stored['final_label'])
-    # As in test_golden_inference, the largest of the three models.
+    # As in test_golden_inference, the larger of the two models.
     np.testing.assert_allclose(
         found['bboxes'][order].numpy(), stored['final_box_xyxy'], rtol=0, atol=4.6e-3
     )
@@ -63,7 +63,7 @@ def test_test_gives_the_official_detections(case):
 
 def test_image_demo(case):
     _, folder = case
-    helpers.run_tool(
+    run_tool(
         'image_demo', folder / 'image.png', folder / 'config.py', folder / 'official.pth',
         '--out', folder / 'drawn.png', '--score-thr', 0,
     )  # fmt: skip

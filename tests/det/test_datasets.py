@@ -7,14 +7,15 @@ import re
 import cv2
 import numpy as np
 import pytest
-from det import helpers
+from golden_detseg import ROOT
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
+from tool_runner import load_tool
 
 from internimage_mm.commands import UserError, check_data
 
-CONFIGS = helpers.ROOT / 'configs'
+CONFIGS = ROOT / 'configs'
 CB = 'dino-4scale_cb-internimage-h'
 
 
@@ -149,7 +150,7 @@ def write_crowdhuman(root):
 
 def test_crowdhuman(tmp_path):
     write_crowdhuman(tmp_path)
-    helpers.load_tool('convert_crowdhuman').main([str(tmp_path)])
+    load_tool('convert_crowdhuman').main([str(tmp_path)])
     cfg = load('crowdhuman/cascade-rcnn_internimage-xl_fpn_ms-crop-3x_crowdhuman.py', tmp_path)
     check_data(cfg, 'train', 'val')
     train, val = (build(loader.dataset) for loader in (cfg.train_dataloader, cfg.val_dataloader))
@@ -165,7 +166,7 @@ def test_crowdhuman(tmp_path):
 
 
 def test_crowdhuman_conversion_errors(tmp_path):
-    main = helpers.load_tool('convert_crowdhuman').main
+    main = load_tool('convert_crowdhuman').main
     with pytest.raises(SystemExit, match='annotation_train.odgt does not exist'):
         main([str(tmp_path)])
     write_crowdhuman(tmp_path)
@@ -196,7 +197,7 @@ def test_crowdhuman_conversion_keeps_what_is_there(tmp_path):
     write_crowdhuman(tmp_path)
     target = tmp_path / 'annotations' / 'annotation_val.json'
     target.write_text('mine')
-    main = helpers.load_tool('convert_crowdhuman').main
+    main = load_tool('convert_crowdhuman').main
     with pytest.raises(SystemExit, match='annotation_val.json exists already; --overwrite'):
         main([str(tmp_path)])
     assert target.read_text() == 'mine'

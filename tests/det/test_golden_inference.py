@@ -14,15 +14,14 @@ therefore put in; the tolerances downstream are those of dino_t_like_q100, which
 """
 
 import functools
-import json
 
 import numpy as np
 import pytest
 import torch
 from det import helpers
+from golden_detseg import STABILITY, arrays, assert_near, golden_input, meta
 
 FACTOR = 4
-STABILITY = json.loads((helpers.GOLDEN / 'stability.json').read_text())
 DINO = ['dino_t', 'dino_t_like_q100', 'cbdino_h_like_q100']
 CASCADE_STAGES = 3
 # Proposals of cascade_l_like whose scores are equal but for the last bits change places.
@@ -70,7 +69,7 @@ def run_dino(name, model, inputs, samples):
     """Every stage of DINO; the ranking of the proposals is put in for dino_t only."""
     results = {}
     maps = run_features(model, inputs, results)
-    stored = torch.from_numpy(helpers.arrays(name)['topk_indices'])
+    stored = torch.from_numpy(arrays(name)['topk_indices'])
     topk = torch.topk
 
     def ranked(scores, k, dim):
@@ -124,10 +123,10 @@ def run_two_stages(name, model, inputs, samples):
     proposals = model.rpn_head.predict(maps, samples, rescale=False)[0]
     results['proposals'] = in_official_order(
         torch.cat([proposals.bboxes, proposals.scores[:, None]], 1),
-        helpers.arrays(name)['proposals'],
+        arrays(name)['proposals'],
     )
     results['rois_first64'] = torch.nn.functional.pad(proposals.bboxes[:64], (1, 0))
-    rois = torch.from_numpy(helpers.arrays(name)['rois_first64'])
+    rois = torch.from_numpy(arrays(name)['rois_first64'])
     stages = range(CASCADE_STAGES) if name == 'cascade_l_like' else [None]
     for stage in stages:
         prefix, which = ('', ()) if stage is None else (f'stage{stage}_', (stage,))
@@ -145,8 +144,8 @@ def run(request):
     name = request.param
     model = helpers.detector(name)
     inputs, samples = helpers.preprocess(name, model)
-    assert torch.equal(inputs, helpers.golden_input(name))
-    expected = helpers.meta(name)['img_meta']
+    assert torch.equal(inputs, golden_input(name))
+    expected = meta(name)['img_meta']
     assert samples[0].img_shape == tuple(expected['img_shape'][:2])
     # The official factors are float32.
     assert samples[0].scale_factor == pytest.approx(expected['scale_factor'][:2], abs=1e-7)
@@ -162,17 +161,22 @@ def run(request):
 
 def test_every_stage(run):
     name, results, _ = run
-    keys = {key.partition('__')[0] for key in helpers.arrays(name)} - NOT_COMPARED
+    keys = {key.partition('__')[0] for key in arrays(name)} - NOT_COMPARED
     assert {'neck3', 'final_box_xyxy', 'final_score'} < keys <= set(results)
     for key in sorted(keys - (BISTABLE if name == 'dino_t' else set())):
-        helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+        assert_near(name, key, results[key], functools.partial(tolerance, name))
 
 
-def test_bistable_stages_of_dino_t():
-    name = 'dino_t'
-    stored = helpers.arrays(name)
-    model = helpers.detector(name)
-    image, samples = helpers.preprocess(name, model)
+@pytest.fixture(scope='module')
+def dino_t():
+    """The model and its inputs."""
+    model = helpers.detector('dino_t')
+    return model, *helpers.preprocess('dino_t', model)
+
+
+def test_bistable_stages_of_dino_t(dino_t):
+    name, (model, image, samples) = 'dino_t', dino_t
+    stored = arrays(name)
     inputs, rng = image, torch.Generator().manual_seed(0)
     for _ in range(NUDGES):
         with torch.no_grad():
@@ -191,27 +195,26 @@ def test_bistable_stages_of_dino_t():
     pytest.fail('always on the other side')
 
 
-def test_every_stage_of_dino_t_in_float64():
-    name = 'dino_t'
-    model = helpers.detector(name).double()
-    inputs, samples = helpers.preprocess(name, model)
+def test_every_stage_of_dino_t_in_float64(dino_t):
+    name, (model, image, samples) = 'dino_t', dino_t
     torch.set_default_dtype(torch.float64)  # of the tensors that DINO makes
     try:
         with torch.no_grad():
-            results, _ = run_dino(name, model, inputs.double(), samples)
+            results, _ = run_dino(name, model.double(), image.double(), samples)
     finally:
         torch.set_default_dtype(torch.float32)
-    keys = {key.partition('__')[0] for key in helpers.arrays(name)} - NOT_COMPARED
+        model.float()
+    keys = {key.partition('__')[0] for key in arrays(name)} - NOT_COMPARED
     keys -= {'final_box_xyxy', 'final_score'}  # come after the stages
     assert BISTABLE < keys <= set(results)
     for key in sorted(keys):
-        helpers.assert_near(name, key, results[key], functools.partial(tolerance, name))
+        assert_near(name, key, results[key], functools.partial(tolerance, name))
 
 
 def test_detections_one_to_one(run):
     name, _, detections = run
-    stored = helpers.arrays(name)
-    assert len(detections) == helpers.meta(name)['n_final']
+    stored = arrays(name)
+    assert len(detections) == meta(name)['n_final']
     np.testing.assert_array_equal(detections.labels.numpy(), stored['final_label'])
 
 
@@ -220,7 +223,7 @@ def test_ranking_of_proposals(run):
     if name not in DINO:
         assert 'topk_indices' not in results
         return
-    stored = helpers.arrays(name)
+    stored = arrays(name)
     chosen, official = results['topk_indices'].numpy(), stored['topk_indices']
     if name != 'dino_t':
         np.testing.assert_array_equal(chosen, official)
@@ -240,7 +243,7 @@ def test_instance_masks(run):
     if name in DINO:
         assert 'masks' not in detections
         return
-    stored = helpers.arrays(name)
+    stored = arrays(name)
     masks = detections.masks.numpy()
     assert masks.shape[1:] == tuple(stored['final_mask_shape'])
     areas = masks.sum((1, 2))

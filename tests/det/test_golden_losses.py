@@ -1,6 +1,6 @@
 """Losses and gradients of the detectors against the official implementation.
 
-The random numbers follow the rule of the golden data (``helpers.GoldenRandom``): the denoising
+The random numbers follow the rule of the golden data (``GoldenRandom``): the denoising
 queries and the sampled anchors and boxes are thereby the official ones. The second image of a pair
 is the first one mirrored (padding included), cut to its ``img_shape``, and zero elsewhere.
 
@@ -16,17 +16,17 @@ layers on two threads fall on the official side, 9e-4, so that model runs with t
 convolutions in their place (which tests/ops/test_layer.py compares with float64).
 """
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from det import helpers
+from golden_detseg import GoldenRandom, arrays, golden_input, losses_of
 from mmdet.structures.mask import BitmapMasks
 
 from internimage_mm.checkpoint import convert_to_official
-from ops_dcnv3 import modules
+from ops_dcnv3.fast_cpu import set_fast_cpu
 
 LOSS_TOLERANCE = 5e-6
 # The boxes of the stages depend on one another, and on small differences of large numbers: between
@@ -39,14 +39,10 @@ MEDIAN_GRADIENT_TOLERANCE = 2e-4
 OUTPUT_TOLERANCE = {'cls_logits_last': 1.5e-5, 'bbox_pred_last': 4e-6}
 
 
-def golden_losses(name):
-    return json.loads((helpers.GOLDEN / name / 'losses.json').read_text())
-
-
 def training_batch(name):
     """The golden images and their ground truth."""
-    samples = helpers.training_samples(golden_losses(name))
-    images = helpers.golden_input(name)
+    samples = helpers.training_samples(losses_of(name))
+    images = golden_input(name)
     for sample in samples[1:]:
         height, width = sample.img_shape
         image = torch.zeros_like(images[:1])
@@ -64,18 +60,10 @@ def ranking(scores, k, dim):
     first image in inference.
     """
     values = scores.sort(dim=dim, descending=True, stable=True).values[:, :k]
-    official = torch.from_numpy(helpers.arrays('dino_t', 'train_ranking')['topk_indices']).long()
+    official = torch.from_numpy(arrays('dino_t', 'train_ranking')['topk_indices']).long()
     official_values = scores.gather(dim, official)
     torch.testing.assert_close(official_values, values, rtol=0, atol=1e-5)
     return official_values, official
-
-
-def total(losses):
-    return sum(
-        sum(value) if isinstance(value, (list, tuple)) else value
-        for name, value in losses.items()
-        if 'loss' in name
-    )
 
 
 def assert_losses(losses, expected, tolerance=LOSS_TOLERANCE):
@@ -92,11 +80,16 @@ def assert_losses(losses, expected, tolerance=LOSS_TOLERANCE):
         )
 
 
-def assert_gradients(model, expected):
-    """Every parameter named has a gradient, of the official norm."""
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    gradients = {name: g for name, g in gradients.items() if g is not None}
+def assert_losses_and_gradients(model, losses, golden, tolerance=LOSS_TOLERANCE):
+    """Compare all losses, and the norm of the gradient of each parameter."""
+    assert_losses(losses, golden['losses'], tolerance)
+    total, _ = model.parse_losses(losses)
+    assert float(total.detach()) == pytest.approx(golden['total'], rel=tolerance)
+    total.backward()
+    gradients = {k: v.grad for k, v in model.named_parameters() if v.grad is not None}
     gradients = convert_to_official(gradients)
+    expected = golden['grad_l2_norm']
+    assert len(expected) == len(list(model.parameters()))
     distances = []
     for name, norm in expected.items():
         actual = float(gradients[name].double().norm())
@@ -109,17 +102,16 @@ def assert_gradients(model, expected):
 def dino(request):
     """A DINO with its losses and what it computed on the way, before the backward pass."""
     name = request.param
-    arithmetic = pytest.MonkeyPatch()
-    request.addfinalizer(arithmetic.undo)
     if name == 'cbdino_h_like_q100':  # for its tests' backward pass too, which recomputes
-        arithmetic.setattr(modules, '_runs_as_convolution', lambda *_: False)
+        set_fast_cpu(False)
+        request.addfinalizer(lambda: set_fast_cpu(True))
     model = helpers.detector(name)
     # As the golden losses: modules in evaluation mode, but with denoising queries, which hang on
     # the mode of the detector itself.
     model.training = True
     images, samples = training_batch(name)
-    run = SimpleNamespace(name=name, model=model, golden=golden_losses(name))
-    random = helpers.GoldenRandom()
+    run = SimpleNamespace(name=name, model=model, golden=losses_of(name))
+    random = GoldenRandom()
     generator = type(model.dn_query_generator)
     generate = generator.__call__
 
@@ -149,7 +141,7 @@ def dino(request):
 
 
 def test_denoising_queries(dino):
-    stored = helpers.arrays(dino.name, 'train_dn')
+    stored = arrays(dino.name, 'train_dn')
     labels, boxes, mask, dn_meta = dino.denoising
     labels, boxes = labels.detach().numpy(), boxes.numpy()
     np.testing.assert_array_equal(labels[..., ::8], stored['dn_label_query_every8ch'])
@@ -165,7 +157,7 @@ def test_denoising_queries(dino):
 
 
 def test_outputs_of_the_training_forward_pass(dino):
-    stored = helpers.arrays(dino.name, 'train_dn')
+    stored = arrays(dino.name, 'train_dn')
     for key, actual in (('cls_logits_last', dino.logits[-1]), ('bbox_pred_last', dino.boxes[-1])):
         # Of the logits, every fourth query was recorded.
         actual = actual[:, :: 4 if key == 'cls_logits_last' else 1].detach().numpy()
@@ -195,13 +187,7 @@ def test_losses_without_denoising(dino, monkeypatch):
 
 
 def test_dino(dino):
-    assert_losses(dino.losses, dino.golden['losses'])
-    loss = total(dino.losses)
-    assert float(loss.detach()) == pytest.approx(dino.golden['total'], rel=LOSS_TOLERANCE)
-    loss.backward()
-    expected = dino.golden['grad_l2_norm']
-    assert len(expected) == len(list(dino.model.parameters()))
-    assert_gradients(dino.model, expected)
+    assert_losses_and_gradients(dino.model, dino.losses, dino.golden)
 
 
 def golden_masks(sample):
@@ -220,19 +206,13 @@ def golden_masks(sample):
 
 @pytest.mark.parametrize('name', ['mask_rcnn_t', 'cascade_l_like'])
 def test_mask_rcnn(name, monkeypatch):
-    model, golden = helpers.detector(name), golden_losses(name)
+    model, golden = helpers.detector(name), losses_of(name)
     images, samples = training_batch(name)
     for sample in samples:
         sample.gt_instances.masks = golden_masks(sample)
-    random = helpers.GoldenRandom()
+    random = GoldenRandom()
     random.patch(monkeypatch)
     losses = model.loss(images, samples)
     assert random.calls == golden['random_calls']
     tolerance = CASCADE_LOSS_TOLERANCE if name == 'cascade_l_like' else LOSS_TOLERANCE
-    assert_losses(losses, golden['losses'], tolerance)
-    loss = total(losses)
-    assert float(loss.detach()) == pytest.approx(golden['total'], rel=tolerance)
-    loss.backward()
-    expected = golden['grad_l2_norm']
-    assert len(expected) == len(list(model.parameters()))
-    assert_gradients(model, expected)
+    assert_losses_and_gradients(model, losses, golden, tolerance)

@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 from det import helpers
+from golden_detseg import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
+from tool_runner import run_tool
 
 from internimage_mm.data import MINI_COCO_CLASSES, make_mini_coco
 from internimage_mm.det import InternImageDINOHead
@@ -18,11 +20,9 @@ BATCH = 2
 
 CONFIGS = {
     'mask-rcnn': 'coco/mask-rcnn_internimage-t_fpn_ms-crop-3x_coco.py',
-    'cascade-mask-rcnn': 'coco/cascade-mask-rcnn_internimage-l_fpn_1x_coco.py',
     'cascade-mask-rcnn-ema': 'coco/cascade-mask-rcnn_internimage-xl_fpn_ms-crop-3x_coco.py',
     'cascade-rcnn': 'crowdhuman/cascade-rcnn_internimage-xl_fpn_ms-crop-3x_crowdhuman.py',
     'dino': 'coco/dino-4scale_internimage-t_8xb2-12e_coco.py',
-    'dino-small-backbone-lr': 'coco/dino-4scale_internimage-l_8xb2-12e-small-backbone-lr_coco.py',
     'dino-g': 'coco/dino-4scale_internimage-g_b1-20k_objects365-coco.py',
     'cb-dino': 'coco/dino-4scale_cb-internimage-h_b1-20k_objects365-coco.py',
 }
@@ -123,9 +123,9 @@ def reduce(cfg, root):
 
 @pytest.mark.parametrize('kind', CONFIGS)
 def test_two_iterations(kind, mini_coco, tmp_path):
-    cfg = reduce(Config.fromfile(helpers.ROOT / 'configs' / CONFIGS[kind]), mini_coco)
+    cfg = reduce(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]), mini_coco)
     cfg.dump(tmp_path / 'config.py')
-    helpers.run_tool('train', tmp_path / 'config.py', '--work-dir', tmp_path)
+    run_tool('train', tmp_path / 'config.py', '--work-dir', tmp_path)
     (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
     logged = [json.loads(line) for line in scalars.read_text().splitlines()]
     logged = [entry for entry in logged if 'loss' in entry]
@@ -153,7 +153,7 @@ def test_two_iterations(kind, mini_coco, tmp_path):
 
 
 def tiny_model(kind, root):
-    return helpers.build(reduce(Config.fromfile(helpers.ROOT / 'configs' / CONFIGS[kind]), root))
+    return helpers.build(reduce(Config.fromfile(ROOT / 'configs' / CONFIGS[kind]), root))
 
 
 def samples(*counts):

@@ -1,24 +1,11 @@
-"""The three segmentors whose outputs the official code recorded, built from our configs.
+"""The three segmentors whose outputs the official code recorded, built from our configs."""
 
-``golden/detseg/<case>`` holds the official (reduced) model, the names of its weights and its
-outputs under the deterministic weights of ``golden/deterministic_weights.py``.
-"""
-
-import functools
-import json
-from pathlib import Path
-
-import numpy as np
-import torch
-from golden.deterministic_weights import tensor_for
+from golden_detseg import ROOT, meta
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 
 from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
-
-ROOT = Path(__file__).parents[2]
-DETSEG = ROOT / 'tests' / 'golden' / 'detseg'
 
 CONFIGS = {
     'upernet_t': 'ade20k/upernet_internimage-t_8xb2-160k_ade20k-512x512.py',
@@ -30,33 +17,6 @@ CONFIGS = {
     ),
 }
 CASES = list(CONFIGS)
-
-
-@functools.cache
-def meta(case):
-    return json.loads((DETSEG / case / 'meta.json').read_text())
-
-
-@functools.cache
-def outputs(case):
-    return dict(np.load(DETSEG / case / 'outputs.npz'))
-
-
-def losses_of(case):
-    return json.loads((DETSEG / case / 'losses.json').read_text())
-
-
-def official_state_dict(case):
-    return {
-        name: torch.from_numpy(np.asarray(tensor_for(name, shape, dtype)))
-        for name, shape, dtype in meta(case)['keys']
-    }
-
-
-def save_official_checkpoint(case, path):
-    """A file as the official release publishes them."""
-    torch.save({'meta': {'CLASSES': None}, 'state_dict': official_state_dict(case)}, path)
-    return path
 
 
 def reduced_config(case):

@@ -3,13 +3,12 @@
 import cv2
 import numpy as np
 import pytest
+from golden_detseg import ROOT
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from mmseg.datasets import CityscapesDataset
 
 from internimage_mm.commands import UserError, check_data, dataset_meta
-
-from .helpers import ROOT
 
 CONFIGS = ROOT / 'configs'
 SIZE = (24, 32)

@@ -12,7 +12,16 @@ class (and every eighth pixel, as recorded); head outputs and label maps are who
 import numpy as np
 import pytest
 import torch
-from golden_parts import part_of
+from golden_detseg import (
+    GoldenRandom,
+    arrays,
+    assert_near,
+    golden_input,
+    image_file,
+    losses_of,
+    meta,
+    save_official_checkpoint,
+)
 from mmengine.dataset import Compose
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData, PixelData
@@ -20,16 +29,7 @@ from mmseg.structures import SegDataSample
 
 from internimage_mm.checkpoint import convert_to_official
 
-from .helpers import (
-    CASES,
-    DETSEG,
-    build,
-    losses_of,
-    meta,
-    outputs,
-    reduced_config,
-    save_official_checkpoint,
-)
+from .helpers import CASES, build, reduced_config
 
 # Greatest absolute difference of raw outputs and of probabilities.
 # Measured: upernet_t 6.9e-6 and 5.0e-8, segformer_l_like 3.2e-5 and 3.8e-7,
@@ -58,7 +58,7 @@ def model(case, cfg, tmp_path_factory):
     return build(cfg, save_official_checkpoint(case, checkpoint))
 
 
-def load(pipeline):
+def load(case, pipeline):
     """The test image as the pipeline of a config gives it, without ground truth."""
     if pipeline[1].type == 'TestTimeAug':
         pipeline[1].transforms = [
@@ -66,16 +66,12 @@ def load(pipeline):
         ]
     with DefaultScope.overwrite_default_scope('mmseg'):
         transforms = Compose([TRANSFORMS.build(t) for t in pipeline if t.type != 'LoadAnnotations'])
-    return transforms({'img_path': str(DETSEG / meta_image())})
-
-
-def meta_image():
-    return meta(CASES[0])['image'].removeprefix('detseg/')
+    return transforms({'img_path': str(image_file(case))})
 
 
 @pytest.fixture(scope='module')
-def loaded(cfg):
-    return load(cfg.test_pipeline)
+def loaded(case, cfg):
+    return load(case, cfg.test_pipeline)
 
 
 def batch_of(loaded):
@@ -89,22 +85,19 @@ def inputs(model, loaded):
 
 
 def assert_close(actual, case, name, tolerance):
-    """Compare with all that is stored of an array; see :mod:`golden_parts`."""
-    actual = actual.detach().double().numpy()
-    stored = {k: v for k, v in outputs(case).items() if k.partition('__')[0] == name}
-    assert stored
-    for part, expected in stored.items():
-        values = part_of(actual, part)
-        limit = STATISTIC[case] if part.endswith(('chmean', 'chstd')) else tolerance
-        assert values.shape == expected.shape
-        assert np.ptp(expected) > 100 * limit
-        np.testing.assert_allclose(values, expected, rtol=0, atol=limit, err_msg=part)
+    """Compare with all that is stored of an array."""
+
+    def limit(part):
+        value = STATISTIC[case] if part.endswith(('chmean', 'chstd')) else tolerance
+        assert np.ptp(arrays(case)[part]) > 100 * value
+        return value
+
+    assert_near(case, name, actual, limit)
 
 
 def test_preprocessed_image_is_the_same_bit_for_bit(case, inputs, loaded):
-    expected = np.load(DETSEG / meta(case)['input_file'].removeprefix('detseg/'))['img']
     assert inputs.dtype == torch.float32
-    np.testing.assert_array_equal(inputs.numpy(), expected)
+    assert torch.equal(inputs, golden_input(case))
     official, ours = meta(case)['img_meta'], loaded['data_samples'].metainfo
     assert ours['ori_shape'] == tuple(official['ori_shape'][:2])
     assert ours['img_shape'] == tuple(official['img_shape'][:2])
@@ -126,7 +119,7 @@ def test_backbone_and_head(case, model, inputs, loaded):
         results['head_out'] = model.decode_head(features)
     if case == 'upernet_t':
         results['aux_out'] = model.auxiliary_head(features)
-    stored = {name.partition('__')[0] for name in outputs(case)}
+    stored = {name.partition('__')[0] for name in arrays(case)}
     assert {n for n in stored if not n.startswith(OF_IMAGES)} == set(results)
     for name, result in results.items():
         assert_close(result, case, name, RAW[case])
@@ -141,7 +134,7 @@ def test_whole_image(case, model, inputs, loaded):
     (sample,) = model.test_step(batch_of(loaded))
     softmax = sample.seg_logits.data[None].softmax(dim=1)
     assert_close(softmax, case, 'softmax_ori_size', PROBABILITY[case])
-    np.testing.assert_array_equal(sample.pred_sem_seg.data[0], outputs(case)['argmax'])
+    np.testing.assert_array_equal(sample.pred_sem_seg.data[0], arrays(case)['argmax'])
 
 
 @torch.no_grad()
@@ -152,8 +145,8 @@ def test_sliding_window(case, model, loaded, monkeypatch):
     assert loaded['data_samples'].img_shape > (128, 128)
     (sample,) = model.test_step(batch_of(loaded))
     assert_close(sample.seg_logits.data[None], case, 'slide_logits_ori_size', RAW[case])
-    expected = outputs(case)['argmax_slide_crop128_stride96']
-    assert (expected != outputs(case)['argmax']).any()
+    expected = arrays(case)['argmax_slide_crop128_stride96']
+    assert (expected != arrays(case)['argmax']).any()
     labels = sample.pred_sem_seg.data[0].numpy().copy()
     if case == 'segformer_l_like':
         # Here the logits of two classes differ by 2.4e-7, one bit: the rounding of the kernels
@@ -168,7 +161,7 @@ def test_sliding_window(case, model, loaded, monkeypatch):
 
 @torch.no_grad()
 def test_multi_scale_and_flip(case, model, cfg):
-    augmented = load(cfg.tta_pipeline)
+    augmented = load(case, cfg.tta_pipeline)
     official = meta(case)['aug_inputs']
     assert [tuple(x.shape) for x in augmented['inputs']] == [
         tuple(x['shape'][1:]) for x in official
@@ -180,23 +173,9 @@ def test_multi_scale_and_flip(case, model, cfg):
     (merged,) = tta_model.test_step(batch)
     mean = merged.seg_logits.data[None]
     assert_close(mean, case, 'ms_flip_mean_softmax', PROBABILITY[case])
-    expected = outputs(case)['argmax_ms_flip']
-    assert (expected != outputs(case)['argmax']).any()
+    expected = arrays(case)['argmax_ms_flip']
+    assert (expected != arrays(case)['argmax']).any()
     np.testing.assert_array_equal(merged.pred_sem_seg.data[0], expected)
-
-
-class RecordedRandom:
-    """``torch.rand`` by the rule under which the losses were recorded."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __call__(self, *size, dtype=None, device=None):
-        (size,) = size if not isinstance(size[0], int) else (size,)
-        k = len(self.calls)
-        self.calls.append(['rand', list(size), k])
-        values = np.random.Generator(np.random.PCG64(1000 + k)).random(tuple(size))
-        return torch.from_numpy(values).to(dtype or torch.get_default_dtype())
 
 
 def official_losses(case, model, image, monkeypatch):
@@ -237,8 +216,8 @@ GRADIENT = {'upernet_t': 2e-3, 'segformer_l_like': 8e-3, 'mask2former_h_like': 3
 
 
 def test_losses_and_gradients(case, model, inputs, monkeypatch):
-    random = RecordedRandom()
-    monkeypatch.setattr(torch, 'rand', random)
+    random = GoldenRandom()
+    random.patch(monkeypatch)
     losses = official_losses(case, model, inputs, monkeypatch)
     golden = losses_of(case)
     assert random.calls == golden['random_calls']

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from golden_detseg import ROOT
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import functional as F
-
-from .helpers import ROOT
 
 CONFIG = 'mapillary/mask2former_internimage-h_16xb2-80k_mapillary-896x896.py'
 

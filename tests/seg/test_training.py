@@ -1,15 +1,16 @@
 """Every family of segmentors trains: our config, made small, on generated data."""
 
+import functools
 import json
 import math
 
 import pytest
 import torch
+from golden_detseg import ROOT
 from mmengine.config import Config
+from tool_runner import run_tool
 
 from internimage_mm.data import make_mini_ade20k
-
-from .helpers import ROOT
 
 CONFIGS = {
     'upernet': 'ade20k/upernet_internimage-l_8xb2-160k_ade20k-640x640.py',
@@ -85,15 +86,27 @@ def small_config(name, root):
     return cfg
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_two_iterations(name, mini_ade20k, run_tool, tmp_path):
-    cfg = small_config(name, mini_ade20k)
-    # Drop path removes whole blocks from an iteration.
-    cfg.model.backbone.drop_path_rate = 0.0
-    cfg.dump(tmp_path / 'config.py')
-    run_tool('train', tmp_path / 'config.py', '--work-dir', tmp_path / 'run')
+@pytest.fixture(scope='module')
+def train(mini_ade20k, tmp_path_factory):
+    """Train a family once; returns the folder of its run."""
 
-    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    @functools.cache
+    def run(name):
+        cfg = small_config(name, mini_ade20k)
+        # Drop path removes whole blocks from an iteration.
+        cfg.model.backbone.drop_path_rate = 0.0
+        folder = tmp_path_factory.mktemp(name)
+        cfg.dump(folder / 'config.py')
+        run_tool('train', folder / 'config.py', '--work-dir', folder / 'run')
+        return folder / 'run'
+
+    return run
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_two_iterations(name, train):
+    run = train(name)
+    (log,) = run.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     training = [line for line in lines if 'lr' in line]
     assert len(training) == 2
@@ -103,22 +116,16 @@ def test_two_iterations(name, mini_ade20k, run_tool, tmp_path):
     assert any('mIoU' in line for line in lines)
 
     first, second = (
-        torch.load(tmp_path / 'run' / f'iter_{i}.pth', weights_only=True)['state_dict']
-        for i in (1, 2)
+        torch.load(run / f'iter_{i}.pth', weights_only=True)['state_dict'] for i in (1, 2)
     )
     still = {k for k, v in first.items() if v.equal(second[k])}
     assert still == set()
 
 
-def test_starts_from_an_official_checkpoint_of_another_head(mini_ade20k, run_tool, tmp_path):
+def test_starts_from_a_checkpoint_with_another_head(mini_ade20k, train, tmp_path):
     """As the official UPerNets for Cityscapes start from a SegFormer."""
-    segformer, upernet = (
-        small_config('segformer', mini_ade20k),
-        small_config('upernet', mini_ade20k),
-    )
-    segformer.dump(tmp_path / 'segformer.py')
-    run_tool('train', tmp_path / 'segformer.py', '--work-dir', tmp_path / 'segformer')
-    start = tmp_path / 'segformer' / 'iter_2.pth'
+    start = train('segformer') / 'iter_2.pth'
+    upernet = small_config('upernet', mini_ade20k)
     upernet.load_from = str(start)
     upernet.model.decode_head.channels = 16
     upernet.optim_wrapper.optimizer.lr = 0.0

@@ -3,13 +3,12 @@
 import pytest
 import torch
 import yaml
+from golden_detseg import ROOT
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
-
-from .helpers import ROOT
 
 FOLDERS = ('ade20k', 'cityscapes', 'coco-stuff', 'mapillary', 'nyu', 'pascal-context')
 NAMES = [

@@ -1,11 +1,10 @@
 """A tiny detector and a tiny segmentor on tiny data sets, and the tools as functions."""
 
-import importlib.util
-import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from tool_runner import load_tool, run_tool  # noqa: F401  load_tool for the tests
 
 from internimage_mm.data import (
     MINI_ADE20K_CLASSES,
@@ -110,23 +109,6 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 """
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-_run_numbers = itertools.count()
-
-
-def run_tool(name, *args, options=()):
-    """Call a tool's main() as from a shell; returns what it returns."""
-    # mmengine keeps visualizers and logs by name for the life of the process.
-    names = [f'{key}=test{next(_run_numbers)}' for key in ('visualizer.name', 'experiment_name')]
-    return load_tool(name).main([*map(str, args), '--cfg-options', *names, *map(str, options)])
 
 
 def error_of(name, *args, options=()):
