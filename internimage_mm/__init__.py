@@ -1,25 +1,31 @@
 """InternImage for mmdet 3.x, mmseg 1.x and mmpretrain 1.x.
 
 Importing the package registers the backbones ``InternImage`` and ``CBInternImage``, the two
-layer-decay optimizer constructors and the schedule ``WarmupCosineLR`` in mmengine's root
-registries, and lets the stock loading functions and inferencers read official checkpoints.
+layer-decay optimizer constructors, the schedule ``WarmupCosineLR`` and loaders of checkpoints
+(:mod:`internimage_mm.checkpoint.stock_loading`) with mmengine. Where mmengine cannot be imported it
+still can, for ``python -m internimage_mm.env``.
 """
 
 from . import compat
+from .configs import config_path
+from .version import __version__
 
-compat.apply()
+compat.define_torchvision_schemas()
 
-from .backbones import CBInternImage, InternImage  # noqa: E402  after compat
-from .checkpoint import support_stock_loading  # noqa: E402
-from .optim import (  # noqa: E402
-    ClassificationLayerDecayOptimizerConstructor,
-    CustomLayerDecayOptimizerConstructor,
-    WarmupCosineLR,
-)
-from .version import __version__  # noqa: E402
-from .zoo import config_path  # noqa: E402
+try:
+    import mmengine.runner  # noqa: F401  all below needs it
+except Exception as error:  # a broken installation may raise anything
+    _mmengine_error = error
+else:
+    from .backbones import CBInternImage, InternImage
+    from .checkpoint import register_loaders
+    from .optim import (
+        ClassificationLayerDecayOptimizerConstructor,
+        CustomLayerDecayOptimizerConstructor,
+        WarmupCosineLR,
+    )
 
-support_stock_loading(InternImage, CBInternImage)
+    register_loaders()
 
 __all__ = [
     'CBInternImage',
@@ -30,3 +36,11 @@ __all__ = [
     '__version__',
     'config_path',
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        raise ImportError(
+            f'internimage_mm.{name} needs mmengine: {_mmengine_error}'
+        ) from _mmengine_error
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

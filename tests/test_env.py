@@ -30,7 +30,7 @@ runpy.run_module('internimage_mm.env', run_name='__main__')
 """
 
 
-@pytest.mark.parametrize('missing', ['mmdet'])
+@pytest.mark.parametrize('missing', ['mmdet', 'mmengine'])
 def test_broken_libraries_are_reported_not_raised(missing):
     script = REPORT.format(missing=[missing])
     result = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)

@@ -16,8 +16,11 @@ from torch.nn import functional as F
 
 from internimage_mm.checkpoint import (
     extract_state_dict,
+    initialize_strictly,
     load_backbone_checkpoint,
+    named_checkpoints,
     read_checkpoint,
+    watch_models_with,
 )
 
 from .internimage import InternImage, pretrained_init_cfg
@@ -128,6 +131,7 @@ class CBInternImage(BaseModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
+        watch_models_with(type(self))
         if not isinstance(out_indices, (list, tuple)) or [
             isinstance(levels, (list, tuple)) for levels in out_indices
         ] != [True, True]:
@@ -177,22 +181,23 @@ class CBInternImage(BaseModule):
         )
 
     def init_weights(self) -> None:
-        """Load ``init_cfg['checkpoint']`` if there is one.
+        """Do what ``init_cfg`` says; without it the weights stay as the constructor made them.
 
         Raises:
-            ValueError: The checkpoint fits neither one InternImage nor this composite one.
+            CheckpointError: A checkpoint fits neither one InternImage nor this composite one.
         """
-        if not (isinstance(self.init_cfg, dict) and 'checkpoint' in self.init_cfg):
+        if self.is_init or not named_checkpoints(self.init_cfg):
             super().init_weights()
-            return
-        path, prefix = self.init_cfg['checkpoint'], self.init_cfg.get('prefix')
-        if any('cb_modules.' in name for name in extract_state_dict(read_checkpoint(path))):
-            load_backbone_checkpoint(self, path, prefix=prefix)
+        else:
+            initialize_strictly(self, self._load)
+
+    def _load(self, path: str, prefix: str | None) -> None:
+        if any('cb_modules.' in name for name in extract_state_dict(read_checkpoint(path), path)):
+            load_backbone_checkpoint(self, path, prefix)
         else:
             assisting, lead = self.cb_modules
-            load_backbone_checkpoint(assisting, path, prefix=prefix)
+            load_backbone_checkpoint(assisting, path, prefix)
             lead.levels.load_state_dict(assisting.levels.state_dict())
-        self._is_init = True
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Map images (N, 3, H, W) to the features of the assisting and of the lead backbone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from mmengine.model import BaseModule
@@ -11,7 +12,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from internimage_mm.checkpoint import load_backbone_checkpoint
+from internimage_mm.checkpoint import (
+    initialize_strictly,
+    load_backbone_checkpoint,
+    named_checkpoints,
+    watch_models_with,
+)
 from ops_dcnv3 import fast_cpu
 from ops_dcnv3.modules import DCNv3, build_activation, build_norm
 
@@ -266,6 +272,7 @@ class InternImage(BaseModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
+        watch_models_with(type(self))
         settings = Settings.with_arch(
             arch,
             core_op=core_op,
@@ -321,21 +328,18 @@ class InternImage(BaseModule):
         return [self.channels * 2**i for i in self.out_indices]
 
     def init_weights(self) -> None:
-        """Load ``init_cfg['checkpoint']`` if there is one.
+        """Do what ``init_cfg`` says; without it the weights stay as the constructor made them.
 
-        Without a checkpoint the weights stay as the constructor made them: linear layers truncated
-        normal (std 0.02), offsets and masks zero. (The official code overwrites that zero start.)
+        That is: linear layers truncated normal (std 0.02), offsets and masks zero. (The official
+        code overwrites that zero start.)
 
         Raises:
-            ValueError: The checkpoint does not hold every weight of this backbone.
+            CheckpointError: A checkpoint does not hold every weight of this backbone.
         """
-        if isinstance(self.init_cfg, dict) and 'checkpoint' in self.init_cfg:
-            load_backbone_checkpoint(
-                self, self.init_cfg['checkpoint'], prefix=self.init_cfg.get('prefix')
-            )
-            self._is_init = True
-        else:
+        if self.is_init or not named_checkpoints(self.init_cfg):
             super().init_weights()
+        else:
+            initialize_strictly(self, partial(load_backbone_checkpoint, self))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (N, 3, H, W) to one NCHW feature for each of ``out_indices``."""

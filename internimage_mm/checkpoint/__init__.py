@@ -11,9 +11,15 @@
 from .convert import convert_official, convert_to_official
 from .file_conversion import convert_file
 from .layouts import extract_state_dict
-from .loading import check_state_dict, fit_state_dict, load_backbone_checkpoint
+from .loading import (
+    check_state_dict,
+    fit_state_dict,
+    initialize_strictly,
+    load_backbone_checkpoint,
+    named_checkpoints,
+)
 from .reader import CheckpointError, CheckpointNotFoundError, read_checkpoint
-from .stock_loading import support_stock_loading
+from .stock_loading import register_loaders, watch_models_with
 
 __all__ = [
     'CheckpointError',
@@ -24,7 +30,10 @@ __all__ = [
     'convert_to_official',
     'extract_state_dict',
     'fit_state_dict',
+    'initialize_strictly',
     'load_backbone_checkpoint',
+    'named_checkpoints',
     'read_checkpoint',
-    'support_stock_loading',
+    'register_loaders',
+    'watch_models_with',
 ]

@@ -5,7 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from .reader import CheckpointError, check_names
 
 # Where releases keep the weights: mmengine and mmcv, the official classification code, DeepSpeed.
 _CONTAINERS = ('state_dict', 'model', 'module')
@@ -30,12 +33,14 @@ class Unpacked:
     dropped: dict[str, str] = field(default_factory=dict)
 
 
-def extract_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+def extract_state_dict(
+    checkpoint: Mapping[str, Any], source: str = 'the checkpoint'
+) -> dict[str, Tensor]:
     """Find the weights in a checkpoint and give them their plain names; see :func:`unpack`."""
-    return unpack(checkpoint).state_dict
+    return unpack(checkpoint, source).state_dict
 
 
-def unpack(checkpoint: Mapping[str, Any]) -> Unpacked:
+def unpack(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Unpacked:
     """Find the weights in a checkpoint and give them their plain names.
 
     Knows the dicts of official classification (``model``), detection and segmentation
@@ -48,17 +53,24 @@ def unpack(checkpoint: Mapping[str, Any]) -> Unpacked:
 
     Args:
         checkpoint: What :func:`read_checkpoint` returns. It is not changed.
+        source: Where it comes from, for messages.
 
     Returns:
         The weights (none if the checkpoint holds no tensors) and what was done.
+
+    Raises:
+        CheckpointError: A name is no text, or a tensor is sparse, quantized or nested.
     """
     found = Unpacked({})
     while inner := next((k for k in _CONTAINERS if isinstance(checkpoint.get(k), dict)), None):
         checkpoint = checkpoint[inner]
         found.container.append(inner)
+    check_names(checkpoint, source)
     state_dict = {}
     for name, value in checkpoint.items():
         if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_quantized or value.is_nested:
+                raise CheckpointError(f'{source}: {name} is no ordinary (dense) tensor')
             state_dict[name] = value
         elif found.container:
             found.dropped[name] = 'no tensor'

@@ -1,11 +1,12 @@
 """Check that a state dict fits a model: strictly, as a random layer looks like a bad model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model import BaseModule, initialize
 from torch import Tensor, nn
 
 from .convert import convert_official
@@ -68,6 +69,71 @@ def check_state_dict(
         raise CheckpointError(_explain(mismatch, state_dict, model_state, source, model_name))
 
 
+def check_values(
+    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor], source: str
+) -> None:
+    """Raise for tensors that PyTorch would cast silently, and warn of NaN and infinity.
+
+    Args:
+        state_dict: What is to be loaded, with names of the model.
+        model_state: The model's own state dict.
+        source: Where the weights come from, for messages.
+
+    Raises:
+        CheckpointError: A tensor has no values (``meta``), or is complex or integer where the model
+            computes with floating-point numbers.
+    """
+    broken = []
+    for name, tensor in state_dict.items():
+        wanted = model_state.get(name)
+        if wanted is None or wanted.is_meta:
+            continue
+        if tensor.is_meta:
+            raise CheckpointError(f'{source}: {name} has a shape but no values (device meta)')
+        if wanted.is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(
+                f'{source}: {name} holds numbers of type {tensor.dtype}; the model needs '
+                f'floating-point ones ({wanted.dtype})'
+            )
+        # Smallest and largest number are NaN if any is.
+        if tensor.is_floating_point() and tensor.numel():
+            extremes = torch.stack(torch.aminmax(tensor.detach().float()))
+            if not extremes.isfinite().all():
+                broken.append(name)
+    if broken:
+        print_log(
+            f'{source}: {len(broken)} of {len(state_dict)} tensors hold NaN or infinity: '
+            f'{_first(broken)}. Is it from a training that diverged?',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def named_checkpoints(init_cfg: dict | Sequence[dict] | None) -> list[dict]:
+    """The entries of an ``init_cfg``, in any form that mmengine allows, that name a checkpoint."""
+    return [cfg for cfg in _entries(init_cfg) if 'checkpoint' in cfg]
+
+
+def initialize_strictly(backbone: BaseModule, load: Callable[[str, str | None], None]) -> None:
+    """Do what ``backbone.init_cfg`` says, as mmengine does, but load checkpoints with ``load``.
+
+    mmengine's own loading knows no official layout and logs a line where nothing fits.
+
+    Args:
+        backbone: A backbone with an ``init_cfg``: a dict or a list of them, of which any may name a
+            checkpoint (type ``Pretrained``). Those come last, as in mmengine.
+        load: Takes ``checkpoint`` and ``prefix`` of an entry.
+    """
+    initialize(backbone, [cfg for cfg in _entries(backbone.init_cfg) if 'checkpoint' not in cfg])
+    for cfg in named_checkpoints(backbone.init_cfg):
+        load(cfg['checkpoint'], cfg.get('prefix'))
+    backbone.is_init = True
+
+
+def _entries(init_cfg: dict | Sequence[dict] | None) -> Sequence[dict]:
+    return [init_cfg] if isinstance(init_cfg, dict) else init_cfg or ()
+
+
 def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None = None) -> None:
     """Fill an InternImage backbone from any official checkpoint, or raise.
 
@@ -87,7 +153,7 @@ def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None 
             ImageNet checkpoint of InternImage-T; they keep their values (1.0 in the det. and seg.
             configs).
     """
-    state_dict = extract_state_dict(read_checkpoint(path))
+    state_dict = extract_state_dict(read_checkpoint(path), str(path))
     if prefix is None:
         prefix = 'backbone.' if any(k.startswith('backbone.') for k in state_dict) else ''
     elif prefix and not prefix.endswith('.'):
@@ -113,6 +179,7 @@ def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None 
                 level=logging.WARNING,
             )
     check_state_dict(weights, model_state, path, name)
+    check_values(weights, model_state, path)
     backbone.load_state_dict(weights, strict=False)
     print_log(f'{name}: {len(weights)} tensors loaded from {path}', logger='current')
 
@@ -136,7 +203,7 @@ def fit_state_dict(
         CheckpointError: There is no backbone in the checkpoint, or it does not fit.
     """
     model_state = model.state_dict()
-    state_dict = convert_official(extract_state_dict(checkpoint))
+    state_dict = convert_official(extract_state_dict(checkpoint, source))
     state_dict = take_1k_of_22k(state_dict, model_state, source)
     state_dict = remove_centers(state_dict, model_state)
     name = type(model).__name__
@@ -151,6 +218,7 @@ def fit_state_dict(
         raise CheckpointError(message)
     if not heads_may_differ:
         check_state_dict(state_dict, model_state, source, name)
+        check_values(state_dict, model_state, source)
         return state_dict
     check_state_dict(
         {k: v for k, v in state_dict.items() if k.startswith('backbone.')},
@@ -169,7 +237,9 @@ def fit_state_dict(
             level=logging.WARNING,
         )
     unused = {*mismatch.unexpected, *mismatch.reshaped}
-    return {k: v for k, v in state_dict.items() if k not in unused}
+    state_dict = {k: v for k, v in state_dict.items() if k not in unused}
+    check_values(state_dict, model_state, source)
+    return state_dict
 
 
 def remove_centers(

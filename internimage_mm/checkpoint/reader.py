@@ -4,8 +4,6 @@ import os
 import os.path as osp
 import pickle
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
@@ -14,9 +12,7 @@ import torch
 from mmengine.dist import barrier
 from mmengine.fileio import get_local_path
 
-# The config in official classification checkpoints is a yacs node, a dict with attributes. It comes
-# out as an OrderedDict, and yacs need not be installed.
-ALLOWED: list[Callable | tuple[Callable, str]] = [(OrderedDict, 'yacs.config.CfgNode')]
+from .allowed_types import ALLOWED
 
 # What a download or a clone leaves in place of the file, by its first bytes.
 _NOT_A_CHECKPOINT = (
@@ -50,8 +46,9 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', mmap: bool = False) ->
 
     Raises:
         CheckpointNotFoundError: There is no such file.
-        CheckpointError: The file cannot be downloaded, is truncated or no checkpoint at all, or
-            needs Python objects that the safe loader refuses (the message lists them).
+        CheckpointError: The file cannot be downloaded, is truncated or no checkpoint at all, has
+            names that are no text, or needs Python objects that the safe loader refuses (the
+            message lists them).
     """
     path = str(path)
     if path.startswith(('http://', 'https://')):
@@ -82,7 +79,7 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
     if not osp.exists(path):
         raise CheckpointNotFoundError(f'checkpoint {name} does not exist')
     if not osp.isfile(path):
-        raise CheckpointError(f'checkpoint {name} is a directory; a file is needed')
+        raise CheckpointError(f'checkpoint {name} is a directory or device; a file is needed')
     if name != path:
         name = f'{name} (file {path})'
     with open(path, 'rb') as file:
@@ -94,11 +91,19 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
         checkpoint = _read_safetensors(path, name, map_location)
     else:
         checkpoint = _read_torch(path, name, map_location, mmap and zipfile.is_zipfile(path))
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f'{name} holds a {type(checkpoint).__name__}; a dict with the weights is needed'
-        )
+    check_names(checkpoint, name)
     return checkpoint
+
+
+def check_names(state_dict: Any, source: str) -> None:
+    """Raise :class:`CheckpointError` unless this is a dict whose keys are all text."""
+    if not isinstance(state_dict, dict):
+        raise CheckpointError(
+            f'{source} holds a {type(state_dict).__name__}; a dict with the weights is needed'
+        )
+    name = next((k for k in state_dict if not isinstance(k, str)), None)
+    if name is not None:
+        raise CheckpointError(f'{source}: names of weights must be text, there is {name!r}')
 
 
 def _read_torch(path: str, name: str, map_location: Any, mmap: bool) -> Any:

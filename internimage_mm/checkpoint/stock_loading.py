@@ -2,70 +2,84 @@
 
 ``DetInferencer``, ``init_detector``, ``MMSegInferencer``, ``init_model``, ``get_model`` and the
 runner load a checkpoint through mmengine, which does not know the official names and does not mind
-what is missing: the model would work with a random head. Two public hooks change that for models
-whose ``backbone`` is one of ours, and for no other:
+what is missing: the model would work with a random head. Two things, both process-wide, change that
+for models whose ``backbone`` is one of ours, and for no other:
 
-* mmengine's loaders for files and addresses (``CheckpointLoader.register_scheme``) note in the
-  ``_metadata`` of the weights where they come from. Besides, they read the config in official
-  classification files and ``.safetensors``;
-* a model that is given one of our backbones (``register_module_module_registration_hook`` of
-  PyTorch) gets a hook before its ``load_state_dict``, which converts official names and, if the
-  weights come from such a loader, checks that they fit.
+* :func:`register_loaders`, when the package is imported: mmengine's loaders of files and addresses
+  are registered again (``CheckpointLoader.register_scheme``), as functions that call the former
+  ones and note in the ``_metadata`` of the weights where they come from. They are needed before a
+  model is built, because inferencers read the checkpoint first. For all models, they also read the
+  config in official classification files, mmengine's training state and ``.safetensors``, and say
+  in one line why a file cannot be read;
+* :func:`watch_models_with`, when the first of our backbones is built: PyTorch calls a function of
+  ours for each module that is given to another (``register_module_module_registration_hook``). A
+  model that is given one of our backbones gets a hook before its ``load_state_dict``, which
+  converts official names and, if the weights come from such a loader, checks that they fit. A
+  backbone cannot do that alone: the heads' names are converted too, and it does not see them. The
+  function stays, because PyTorch fails if it is removed while it runs, and nothing tells later.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from .allowed_types import ALLOWED
 from .convert import convert
 from .layouts import extract_state_dict
-from .loading import fit_state_dict
-from .reader import ALLOWED, read_checkpoint
+from .loading import fit_state_dict, named_checkpoints
+from .reader import check_names, read_checkpoint
 
 _SOURCE = 'internimage_mm.source'
 _backbones: set[type[nn.Module]] = set()
 
 
-def support_stock_loading(*backbones: type[nn.Module]) -> None:
-    """Let every model with one of these backbones read official checkpoints in stock functions.
+@functools.cache
+def register_loaders() -> None:
+    """Make mmengine note where weights come from."""
+    CheckpointLoader.register_scheme('', _noting_source(load_from_local), force=True)
+    CheckpointLoader.register_scheme(
+        ('http://', 'https://'), _noting_source(load_from_http), force=True
+    )
+
+
+def watch_models_with(backbone: type[nn.Module]) -> None:
+    """Let every model with such a backbone read official checkpoints in stock functions.
 
     A model built from now on as the parent of such a backbone (attribute ``backbone``)
 
     * takes official names in ``load_state_dict``, from a file or not;
     * raises :class:`CheckpointError` when mmengine loads a file or an address into it that does not
-      fit. In training, that is once ``init_weights`` was called, only the backbone has to fit, and
-      a warning lists what else does not.
-
-    Args:
-        *backbones: Classes of backbones.
+      fit. In training, that is once ``init_weights`` of the backbone was called, only the backbone
+      has to fit, and a warning lists what else does not.
     """
     if not _backbones:
         register_module_module_registration_hook(_watch)
-        for prefix in ('', 'http://', 'https://'):
-            load = CheckpointLoader._schemes[prefix]
-            CheckpointLoader.register_scheme(prefix, _noting_source(load), force=True)
-    _backbones.update(backbones)
+    _backbones.add(backbone)
 
 
 def _noting_source(load: Callable) -> Callable:
-    def load_and_note(filename: str, *args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(load)  # mmengine logs the name
+    def load_and_note(filename: str, *args: Any, **kwargs: Any) -> dict:
         if str(filename).endswith('.safetensors'):
             checkpoint = read_checkpoint(filename)
         else:
-            with torch.serialization.safe_globals(ALLOWED):
-                checkpoint = load(filename, *args, **kwargs)
-        if not isinstance(checkpoint, dict):
-            return checkpoint
+            try:
+                with torch.serialization.safe_globals(ALLOWED):
+                    checkpoint = load(filename, *args, **kwargs)
+            except Exception:
+                checkpoint = read_checkpoint(filename)  # says in one line what is wrong
+        check_names(checkpoint, filename)
         if 'state_dict' not in checkpoint:
             return _with_source(checkpoint, filename)
+        check_names(checkpoint['state_dict'], filename)
         return {**checkpoint, 'state_dict': _with_source(checkpoint['state_dict'], filename)}
 
-    load_and_note.__name__ = load.__name__  # mmengine logs it
     return load_and_note
 
 
@@ -78,10 +92,14 @@ def _with_source(state_dict: dict, source: str) -> OrderedDict:
 
 
 def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-    if name == 'backbone' and isinstance(child, tuple(_backbones)):
-        hooks = parent._load_state_dict_pre_hooks.values()
-        if not any(getattr(hook, 'hook', None) is _before_load for hook in hooks):
-            parent.register_load_state_dict_pre_hook(_before_load)
+    if (
+        name == 'backbone'
+        and isinstance(child, tuple(_backbones))
+        # Libraries set the backbone again when they replace its batch norms.
+        and not getattr(parent, 'reads_official_checkpoints', False)
+    ):
+        parent.reads_official_checkpoints = True  # type: ignore[assignment]
+        parent.register_load_state_dict_pre_hook(_before_load)
 
 
 def _before_load(
@@ -89,10 +107,15 @@ def _before_load(
 ) -> None:
     if prefix:  # part of a larger model: a student, an average
         return
+    backbone_is_init = getattr(model.backbone, 'is_init', False)
     source = local_metadata.get(_SOURCE)
+    if source is None and backbone_is_init and not getattr(model, 'is_init', True):
+        # mmengine is initialising the model. With a prefix in init_cfg it drops the note.
+        source = next(
+            (cfg['checkpoint'] for cfg in named_checkpoints(getattr(model, 'init_cfg', None))), None
+        )
     if source is not None:
-        in_training = getattr(model, 'is_init', False) or hasattr(model, '_params_init_info')
-        weights = fit_state_dict(state_dict, model, source, heads_may_differ=in_training)
+        weights = fit_state_dict(state_dict, model, source, heads_may_differ=backbone_is_init)
     else:
         conversion = convert(extract_state_dict(state_dict), 'ours')
         if not (conversion.renamed or conversion.merged):

@@ -7,12 +7,13 @@ import torch
 from backbones.helpers import golden, images, tiny
 from golden.deterministic_weights import tensor_for
 from mmengine.config import ConfigDict
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
 
-from internimage_mm import InternImage
+from internimage_mm import CBInternImage, InternImage
+from internimage_mm.checkpoint import CheckpointError
 from ops_dcnv3 import DCNv3
 
 
@@ -79,8 +80,10 @@ def test_init_weights_without_a_checkpoint_changes_nothing(model):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
-def test_other_init_cfg_is_that_of_mmengine():
-    model = tiny(init_cfg=dict(type='Constant', layer='Conv2d', val=0.25))
+@pytest.mark.parametrize('listed', [False, True])
+def test_other_init_cfg_is_that_of_mmengine(listed):
+    init_cfg = dict(type='Constant', layer='Conv2d', val=0.25)
+    model = tiny(init_cfg=[init_cfg] if listed else init_cfg)
     model.init_weights()
     assert (model.patch_embed.conv1.weight == 0.25).all()
     assert not model.levels[0].blocks[0].dcn.offset.weight.any()
@@ -106,46 +109,78 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('name', ['l_like', 'h_like'])
-def test_pretrained(tmp_path, name, layout):
-    weights = official_weights(name)
-    torch.save(LAYOUTS[layout](weights), tmp_path / 'w.pth')
+class Detector(BaseModule):
+    """Initialised as by mmengine's runner: through ``init_weights`` of the whole model."""
 
-    class Detector(BaseModule):
-        """Initialised as by mmengine's runner: through ``init_weights`` of the whole model."""
+    def __init__(self, backbone, init_cfg=None):
+        super().__init__(init_cfg)
+        self.backbone = MODELS.build(backbone)
 
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = MODELS.build(backbone)
 
-    config = ConfigDict(
-        type='InternImage',
-        **golden(name)['config'],
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth')),
-    )
-    detector = Detector(config)
+def assert_pretrained(tmp_path, name, content, init_cfg, model_init_cfg=None):
+    torch.save(content, tmp_path / 'w.pth')
+    config = dict(type='InternImage', **golden(name)['config'], init_cfg=init_cfg)
+    detector = Detector(ConfigDict(config), model_init_cfg)
     detector.init_weights()
     state = detector.backbone.state_dict()
+    weights = official_weights(name)
     assert list(state) == list(weights)
     for key, value in weights.items():
         assert torch.equal(state[key], value), key
 
 
-def test_checkpoint_of_another_variant_names_missing_keys(tmp_path):
-    torch.save({'model': official_weights('l_like')}, tmp_path / 'l.pth')
-    model = InternImage(
-        **golden('h_like')['config'],
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'l.pth')),
-    )
-    before = start(model)
-    missing = before.keys() - official_weights('l_like').keys()
-    with pytest.raises(ValueError) as error:
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('name', ['l_like', 'h_like'])
+def test_pretrained(tmp_path, name, layout):
+    content = LAYOUTS[layout](official_weights(name))
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
+    assert_pretrained(tmp_path, name, content, init_cfg)
+
+
+OTHER = dict(type='TruncNormal', layer=['Conv2d', 'Linear', 'LayerNorm'], std=0.5, bias=0.5)
+FORMS = {
+    'list': lambda pretrained: [pretrained],
+    'others first': lambda pretrained: [OTHER, pretrained],
+    'others last': lambda pretrained: [pretrained, OTHER],
+    'class': lambda pretrained: [dict(pretrained, type=PretrainedInit)],
+    'prefix': lambda pretrained: [dict(pretrained, prefix='backbone.')],
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_form_of_init_cfg(tmp_path, form):
+    content = LAYOUTS['state_dict'](official_weights('l_like'))
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
+    # That of the model must not overwrite the backbone.
+    assert_pretrained(tmp_path, 'l_like', content, FORMS[form](pretrained), [OTHER])
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_every_form_of_init_cfg_in_the_composite_backbone(tmp_path, form):
+    weights = official_weights('l_like')
+    torch.save(LAYOUTS['state_dict'](weights), tmp_path / 'w.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'w.pth'))
+    config = {**golden('l_like')['config'], 'out_indices': [(1, 2, 3), (1, 2, 3)]}
+    model = CBInternImage(**config, init_cfg=FORMS[form](pretrained))
+    model.init_weights()
+    for backbone in model.cb_modules:
+        for key, value in backbone.levels.state_dict().items():
+            assert torch.equal(value, weights[f'levels.{key}']), key
+
+
+@pytest.mark.parametrize('form', ['dict', *FORMS])
+def test_checkpoint_of_another_variant_names_missing_keys(tmp_path, form):
+    torch.save(LAYOUTS['state_dict'](official_weights('l_like')), tmp_path / 'l.pth')
+    pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / 'l.pth'))
+    init_cfg = pretrained if form == 'dict' else FORMS[form](pretrained)
+    model = InternImage(**golden('h_like')['config'], init_cfg=init_cfg)
+    wanted = model.state_dict().keys()
+    missing = wanted - official_weights('l_like').keys()
+    with pytest.raises(CheckpointError) as error:
         model.init_weights()
     message = str(error.value)
-    assert f'{len(missing)} of {len(before)} weights of the model are missing' in message
+    assert f'{len(missing)} of {len(wanted)} weights of the model are missing' in message
     assert any(key in message for key in missing)
-    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 def test_missing_file(tmp_path):

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -22,8 +24,8 @@ CONFIG = {**T_LIKE['config'], 'channels': 16, 'depths': [1] * 4, 'groups': [1, 1
 class Classifier(BaseModel):
     """Has the names of ours for a classifier, which differ from the official ones throughout."""
 
-    def __init__(self, num_classes=5, **options):
-        super().__init__()
+    def __init__(self, num_classes=5, init_cfg=None, **options):
+        super().__init__(init_cfg=init_cfg)
         self.backbone = InternImage(**{**CONFIG, **options})
         self.neck = nn.Module()
         self.neck.conv_head = nn.Sequential(nn.Conv2d(128, 8, 1, bias=False))
@@ -181,7 +183,6 @@ def test_models_without_our_backbone_are_left_alone(tmp_path):
             self.head = nn.Linear(2, 2)
 
     model = Other()
-    assert not model._load_state_dict_pre_hooks
     weights = {'backbone.weight': torch.ones(2, 2), 'head.x': torch.ones(1)}
     for content in (weights, {'state_dict': weights, 'meta': {'epoch': 1}}):
         torch.save(content, tmp_path / 'other.pth')
@@ -190,7 +191,88 @@ def test_models_without_our_backbone_are_left_alone(tmp_path):
         model = Other()
 
 
-def test_the_backbone_set_again_is_watched_once():
-    model = Classifier()
+def test_the_backbone_set_again_is_watched_once(file, warnings):
+    """As when mmdet replaces synchronised batch norms."""
+    model = Classifier(6)
     model.backbone = InternImage(**CONFIG)
-    assert len(model._load_state_dict_pre_hooks) == 1
+    model.backbone.init_weights()
+    load_checkpoint(model, file)
+    assert len(warnings) == 1
+
+
+# ---- init_cfg of the whole model ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('listed', [False, True])
+@pytest.mark.parametrize('prefix', [None, 'student.'])
+def test_init_cfg_of_the_model(tmp_path, file, warnings, prefix, listed):
+    init_cfg = dict(type='Pretrained', checkpoint=file)
+    weights = official_weights()
+    if prefix:
+        init_cfg['prefix'] = prefix
+        torch.save({'state_dict': {prefix + k: v for k, v in weights.items()}}, file)
+    if listed:
+        init_cfg = [dict(type='Constant', layer='Conv2d', val=1), init_cfg]
+    model = Classifier(init_cfg=init_cfg)
+    model.init_weights()
+    assert_loaded(model)
+    # The head may differ, the backbone not.
+    model = Classifier(6, init_cfg=init_cfg)
+    model.init_weights()
+    assert torch.equal(model.neck.conv_head[0].weight, weights['conv_head.0.weight'])
+    assert any(f'{file}: the backbone fits' in message for message in warnings)
+    with pytest.raises(CheckpointError, match=r'official\.pth does not fit Classifier'):
+        Classifier(depths=[1, 1, 2, 1], init_cfg=init_cfg).init_weights()
+
+
+# ---- files that are no checkpoint, or no good one -----------------------------------------------
+
+
+def changed(change):
+    name = 'levels.0.blocks.0.mlp.fc1.weight'
+    weights = official_weights()
+    return {'model': {**weights, name: change(weights[name])}}
+
+
+BAD_FILES = {
+    'a list': ([torch.ones(1)], 'holds a list'),
+    'integer names': ({'model': {0: torch.ones(1), 'a': torch.ones(1)}}, 'text, there is 0'),
+    'integer names at the top': ({0: torch.ones(1)}, 'text, there is 0'),
+    'sparse': (changed(lambda t: t.to_sparse()), r'mlp\.fc1\.weight is no ordinary'),
+    'meta': (changed(lambda t: t.to('meta')), r'mlp\.fc1\.weight has a shape but no values'),
+    'complex': (changed(lambda t: t + 1j), r'mlp\.fc1\.weight .* type torch\.complex64'),
+    'integer': (changed(lambda t: t.long()), r'mlp\.fc1\.weight .* type torch\.int64'),
+    'truncated': (None, 'is truncated'),
+}
+
+
+@pytest.mark.parametrize('bad', BAD_FILES)
+@pytest.mark.parametrize('way', ['stock', 'init_cfg', 'init_cfg of the model'])
+def test_bad_files_are_one_line(tmp_path, way, bad):
+    content, message = BAD_FILES[bad]
+    path = str(tmp_path / 'bad.pth')
+    torch.save(content or official_weights(), path)
+    if content is None:
+        os.truncate(path, 1000)
+    init_cfg = dict(type='Pretrained', checkpoint=path)
+    with pytest.raises(CheckpointError, match=rf'bad\.pth.*{message}') as error:
+        if way == 'stock':
+            load_checkpoint(Classifier(), path)
+        elif way == 'init_cfg':
+            InternImage(**CONFIG, init_cfg=init_cfg).init_weights()
+        else:
+            Classifier(init_cfg=init_cfg).init_weights()
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_weights_that_are_no_numbers_warn_once(tmp_path, warnings, value):
+    weights = official_weights()
+    for name in ('head.bias', 'levels.3.norm.0.bias'):
+        weights[name][-1] = value
+    torch.save({'model': weights}, tmp_path / 'nan.pth')
+    load_checkpoint(Classifier(), str(tmp_path / 'nan.pth'))
+    (warning,) = warnings
+    assert f'nan.pth: 2 of {len(weights)} tensors hold NaN or infinity: ' in warning
+    assert 'head.fc.bias' in warning
+    assert 'backbone.levels.3.norm.0.bias' in warning

@@ -138,7 +138,7 @@ def test_two_iterations(kind, mini_coco, tmp_path):
             logged[0]
         )
 
-    checkpoint = torch.load(tmp_path / 'iter_2.pth', weights_only=True)
+    checkpoint = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
     assert ('ema_state_dict' in checkpoint) == (kind == 'cascade-mask-rcnn-ema')
     # AdamW has a state for each parameter that got a gradient; its average is zero where all
     # gradients were.

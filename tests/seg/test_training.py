@@ -116,7 +116,7 @@ def test_two_iterations(name, train):
     assert any('mIoU' in line for line in lines)
 
     first, second = (
-        torch.load(run / f'iter_{i}.pth', weights_only=True)['state_dict'] for i in (1, 2)
+        torch.load(run / f'iter_{i}.pth', weights_only=False)['state_dict'] for i in (1, 2)
     )
     still = {k for k, v in first.items() if v.equal(second[k])}
     assert still == set()
@@ -132,7 +132,7 @@ def test_starts_from_a_checkpoint_with_another_head(mini_ade20k, train, tmp_path
     upernet.dump(tmp_path / 'upernet.py')
     run_tool('train', tmp_path / 'upernet.py', '--work-dir', tmp_path / 'upernet')
     before, after = (
-        torch.load(path, weights_only=True)['state_dict']
+        torch.load(path, weights_only=False)['state_dict']
         for path in (start, tmp_path / 'upernet' / 'iter_1.pth')
     )
     same = {k for k, v in before.items() if k in after and v.equal(after[k])}

@@ -48,7 +48,7 @@ def predictions(path):
 def test_train_writes_checkpoints(detector_run, segmentor_run):
     for work_dir in (detector_run, segmentor_run):
         assert {p.name for p in work_dir.glob('*.pth')} == {'iter_1.pth', 'iter_2.pth'}
-        assert torch.load(work_dir / 'iter_2.pth', weights_only=True)['meta']['iter'] == 2
+        assert torch.load(work_dir / 'iter_2.pth', weights_only=False)['meta']['iter'] == 2
 
 
 def test_detector_from_official_checkpoint(tmp_path, detector_config, mini_coco):
@@ -114,8 +114,8 @@ def test_fine_tuning_with_another_number_of_classes(
             'optim_wrapper.optimizer.lr=0', 'train_cfg.max_iters=1',
         ],
     )  # fmt: skip
-    before = torch.load(source, weights_only=True)['state_dict']
-    after = torch.load(tmp_path / 'iter_1.pth', weights_only=True)['state_dict']
+    before = torch.load(source, weights_only=False)['state_dict']
+    after = torch.load(tmp_path / 'iter_1.pth', weights_only=False)['state_dict']
     assert after['decode_head.conv_seg.weight'].shape[0] == 11
     kept = [k for k, v in before.items() if v.shape == after[k].shape and 'running' not in k]
     assert len(kept) > 0.9 * len(before) - 20
@@ -139,7 +139,7 @@ def test_averaged_weights_are_saved_tested_and_resumed(tmp_path, segmentor_confi
     config = tmp_path / 'ema.py'
     config.write_text(EMA.format(config=segmentor_config))
     run_tool('train', config, '--work-dir', tmp_path)
-    saved = torch.load(tmp_path / 'iter_2.pth', weights_only=True)
+    saved = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
     key = 'decode_head.conv_seg.weight'
     assert not torch.equal(saved['state_dict'][key], saved['ema_state_dict'][f'module.{key}'])
     with_hook = run_tool('test', config, tmp_path / 'iter_2.pth', '--work-dir', tmp_path)
@@ -148,7 +148,7 @@ def test_averaged_weights_are_saved_tested_and_resumed(tmp_path, segmentor_confi
     )
     np.testing.assert_equal(with_hook, without_hook)
     run_tool('train', config, '--work-dir', tmp_path, '--resume', options=['train_cfg.max_iters=3'])
-    resumed = torch.load(tmp_path / 'iter_3.pth', weights_only=True)
+    resumed = torch.load(tmp_path / 'iter_3.pth', weights_only=False)
     assert resumed['meta']['iter'] == 3
     assert resumed['ema_state_dict']['steps'] == saved['ema_state_dict']['steps'] + 1
 

@@ -364,7 +364,7 @@ def test_some_of_the_categories_in_a_file(tmp_path, detector_config, monkeypatch
 
 @pytest.fixture
 def weights(segmentor_run):
-    return torch.load(segmentor_run / 'iter_2.pth', weights_only=True)['state_dict']
+    return torch.load(segmentor_run / 'iter_2.pth', weights_only=False)['state_dict']
 
 
 def test_missing_checkpoint(segmentor_config):

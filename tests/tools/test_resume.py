@@ -38,7 +38,7 @@ train.main({args})
 
 
 def checkpoint(path):
-    return torch.load(path, weights_only=True)
+    return torch.load(path, weights_only=False)
 
 
 def names(work_dir):
