@@ -25,7 +25,8 @@ def warnings(monkeypatch):
 def official(name, **changes):
     shapes = json.loads(gzip.decompress((GOLDEN / f'{name}.json.gz').read_bytes()))['shapes']
     shapes |= changes
-    return {'state_dict': {k: torch.empty(v, device='meta') for k, v in shapes.items()}}
+    # They take no memory.
+    return {'state_dict': {k: torch.zeros(()).expand(v) for k, v in shapes.items()}}
 
 
 def build(config):

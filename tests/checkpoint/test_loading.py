@@ -143,15 +143,6 @@ def test_centers_are_left_out_where_the_model_has_none(tmp_path):
         load_backbone_checkpoint(backbone(), tmp_path / 'without.pth')
 
 
-def test_init_cfg_loads(tmp_path):
-    weights = official_weights()
-    torch.save({'model': {**weights, **CLASSIFIER}}, tmp_path / 'imagenet.pth')
-    model = backbone(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'imagenet.pth')))
-    model.init_weights()
-    for key, value in weights.items():
-        assert torch.equal(model.state_dict()[key], value), key
-
-
 def without_layer_scale(weights):
     return {k: v for k, v in weights.items() if 'gamma' not in k}
 
@@ -237,31 +228,6 @@ class Detector(nn.Module):
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 1)
         self.head = nn.Conv2d(4, num_classes, 1)
-
-
-def test_fit_whole_model():
-    weights = Detector(5).state_dict()
-    assert fit_state_dict({'state_dict': weights}, Detector(5), 'w.pth').keys() == weights.keys()
-    with pytest.raises(
-        CheckpointError, match=r'w\.pth does not fit Detector:\n  2 weights .* shape'
-    ):
-        fit_state_dict({'state_dict': weights}, Detector(6), 'w.pth')
-
-
-def test_fit_with_other_head_keeps_what_fits_and_warns(logged):
-    weights = {**Detector(5).state_dict(), 'aux.weight': torch.ones(1)}
-    fitting = fit_state_dict(weights, Detector(6), 'w.pth', heads_may_differ=True)
-    assert fitting.keys() == {'backbone.weight', 'backbone.bias'}
-    (warning,) = logged
-    assert 'head.weight, head.bias' in warning
-    assert 'aux.weight' in warning
-
-
-def test_fit_with_other_head_still_needs_the_backbone():
-    weights = Detector(5).state_dict()
-    del weights['backbone.bias']
-    with pytest.raises(CheckpointError, match=r'1 of 2 .* missing in the file: backbone\.bias'):
-        fit_state_dict(weights, Detector(5), 'w.pth', heads_may_differ=True)
 
 
 def test_fit_recognises_a_bare_backbone():

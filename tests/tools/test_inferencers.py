@@ -197,6 +197,17 @@ def test_another_number_of_classes_is_an_error(segmentor_config, official_files)
             build()
 
 
+def test_pretrained_of_the_segmentor_is_that_of_the_backbone(segmentor_config, official_files):
+    """The old argument, which mmseg passes on."""
+    cfg, file = Config.fromfile(segmentor_config), official_files['UPerNet']
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build({**cfg.model, 'pretrained': str(file)})
+    model.init_weights()
+    weights = torch.load(file, weights_only=True)['state_dict']
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, weights[f'backbone.{name}']), name
+
+
 def stock_runner(config, work_dir, **changes):
     cfg = Config.fromfile(config)
     cfg.merge_from_dict({'work_dir': str(work_dir), 'experiment_name': work_dir.name, **changes})
