@@ -13,9 +13,9 @@ STACK ?= classic
 PYTHON ?= python3
 # The comparisons with official outputs of each room, without the slowest cases.
 QUICK = tests/ops/test_values.py tests/ops/test_arguments.py tests/ops/test_layer.py \
-  tests/backbones/test_golden.py tests/checkpoint tests/optim tests/det/test_golden_inference.py \
-  tests/seg/test_golden.py tests/cls/test_golden.py tests/configs/test_configs.py \
-  -k 'not (triton or no_float32_counts or bistable or of_dino_t or multi_scale or dump)'
+  tests/backbones/test_golden.py tests/checkpoint/test_loading.py tests/checkpoint/test_convert.py \
+  tests/optim tests/det/test_golden_inference.py tests/seg/test_golden.py tests/cls/test_golden.py \
+  -k 'not (triton or no_float32_counts or bistable or of_dino_t or multi_scale or cascade or losses)'
 VENV ?= .venv$(if $(filter-out classic,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -96,11 +96,11 @@ def test_operator_called_directly_checks_sizes():
     [
         (dict(channels=10, group=4), r'group must divide channels, got group=4, channels=10'),
         (dict(dw_kernel_size=4), r'dw_kernel_size must be odd, got 4'),
-        (dict(kernel_size=5), r'2 \* pad == dilation'),
+        (dict(kernel_size=5, pad=1), r'pad must be \(2, 2\)'),
         (dict(kernel_size=2, dw_kernel_size=3, remove_center=True), r'odd kernel_size'),
         (dict(center_feature_scale=True, stride=2), r'needs stride 1, got 2'),
         (dict(act_layer='Tanh'), r"GELU, ReLU, SiLU, got 'Tanh'"),
-        (dict(norm_layer='GN'), r"LN or BN, got 'GN'"),
+        (dict(norm_layer='GN'), r"LN, BN, got 'GN'"),
     ],
 )
 def test_layer(settings, message):
