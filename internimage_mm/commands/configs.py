@@ -117,7 +117,7 @@ def _places_of(value: Any, node: Any, place: str = '') -> Iterator[str]:
         yield place
     elif isinstance(node, (dict, list, tuple)):
         for key, inner in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _places_of(value, inner, f'{place}.{key}' if place else key)
+            yield from _places_of(value, inner, f'{place}.{key}' if place else str(key))
 
 
 def _nearest(name: str, names: Iterable[str], cutoff: float) -> str:
