@@ -120,7 +120,7 @@ def log_of(work_dir):
     return next(work_dir.glob('*/*.log')).read_text()
 
 
-def test_training(trained):
+def test_training(trained, tmp_path):
     kind, config, work_dir = trained
     log = log_of(work_dir)
     losses = [float(x) for x in re.findall(r'Epoch\(train\).* loss: (\S+)', log)]
@@ -128,17 +128,13 @@ def test_training(trained):
     assert 'accuracy/top1' in log
     saved = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
     assert ('ema_state_dict' in saved) == (kind != 'inat')
-
-
-def test_own_checkpoint(trained, tmp_path):
-    kind, config, work_dir = trained
     options = ['test_evaluator.topk=(1,5)']
     metrics = run_tool(
         'test', config, work_dir / 'epoch_2.pth', '--work-dir', tmp_path, options=options
     )
     assert set(metrics) == {'accuracy/top1', 'accuracy/top5'}
     assert 0 <= metrics['accuracy/top1'] <= metrics['accuracy/top5'] <= 100
-    trained_top1 = float(re.findall(r'accuracy/top1: (\S+)', log_of(work_dir))[-1])
+    trained_top1 = float(re.findall(r'accuracy/top1: (\S+)', log)[-1])
     assert metrics['accuracy/top1'] == pytest.approx(trained_top1, abs=1e-3)
 
 
@@ -186,22 +182,6 @@ def test_official_checkpoint(trained, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 12
 
 
-def test_image_demo(trained, tmp_path, capsys, mini_imagenet):
-    _, config, work_dir = trained
-    image_path = next((mini_imagenet / 'val').rglob('*.jpg'))
-    out = tmp_path / 'pictures' / 'out.png'
-    run_tool(
-        'image_demo', image_path, config, work_dir / 'epoch_2.pth', '--out', out, '--device', 'cpu'
-    )
-    lines = re.findall(r'^(0\.\d{3})  (\w.*)$', capsys.readouterr().out, re.MULTILINE)
-    assert len(lines) == 5
-    scores = [float(score) for score, _ in lines]
-    assert scores == sorted(scores, reverse=True) and sum(scores) <= 1.003
-    names = {*MINI_IMAGENET_CLASSES, *(f'class {i}' for i in range(NUM_CLASSES))}
-    assert {name for _, name in lines} <= names
-    assert np.any(cv2.imread(str(out)) != 255)
-
-
 def test_image_demo_of_a_config_as_mmpretrain_writes_it(tmp_path, mini_imagenet, capsys):
     """With data_preprocessor at the top level; and with the class names of the checkpoint."""
     cfg = tiny_config('t', mini_imagenet)
@@ -221,6 +201,9 @@ def test_image_demo_of_a_config_as_mmpretrain_writes_it(tmp_path, mini_imagenet,
         'image_demo', sample['data_samples'].img_path, tmp_path / 'own.py', tmp_path / 'own.pth',
         '--out', tmp_path / 'o.png', '--device', 'cpu',
     )  # fmt: skip
+    assert np.any(
+        cv2.imread(str(tmp_path / 'o.png')) != cv2.imread(sample['data_samples'].img_path)
+    )
     found = re.findall(r'^(0\.\d{3})  (my .*)$', capsys.readouterr().out, re.MULTILINE)
     best = expected.pred_score.topk(5)
     assert [name for _, name in found] == [names[i] for i in best.indices]
