@@ -40,8 +40,11 @@ _DYNAMIC = [
 
 
 @triton.jit
-def _locate(out_width, out_area, GROUPS: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Return row (int64), group, image (int64), line and column of the program's rows."""
+def _locate(
+    offset, mask, rows, out_width, out_area, offset_image, offset_line, offset_pixel, mask_image,
+    mask_line, mask_pixel, GROUPS: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr,
+):  # fmt: skip
+    """Return of the program's rows: pointers to offset and mask, row, image, line, ..., valid."""
     first = tl.program_id(0).to(tl.int64) * BLOCK_R
     within = tl.arange(0, BLOCK_R)
     row = first + within
@@ -51,7 +54,12 @@ def _locate(out_width, out_area, GROUPS: tl.constexpr, BLOCK_R: tl.constexpr):
     pixel = (first_pixel % out_area).to(tl.int32) + within // GROUPS
     image = first_pixel // out_area + pixel // out_area
     pixel = pixel % out_area
-    return row, within % GROUPS, image, pixel // out_width, pixel % out_width
+    group, line, column = within % GROUPS, pixel // out_width, pixel % out_width
+    offset += image * offset_image + line.to(tl.int64) * offset_line
+    offset += column.to(tl.int64) * offset_pixel + group * (2 * K)
+    mask += image * mask_image + line.to(tl.int64) * mask_line
+    mask += column.to(tl.int64) * mask_pixel + group * K
+    return offset, mask, row, image, line, column, group, row < rows
 
 
 @triton.jit
@@ -65,89 +73,59 @@ def _softmax_terms(logits, valid, K: tl.constexpr, BLOCK_K: tl.constexpr, COMPUT
 
 
 @triton.jit
-def _position(
-    offset,
-    p,
-    line,
-    column,
-    height,
-    width,
-    valid,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    START_H: tl.constexpr,
-    START_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    HALF_H: tl.constexpr,
-    HALF_W: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    REMOVED: tl.constexpr,
-    OFFSET_SCALE: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Return for point p of each row: it counts, top, left (int32) and the fractions (y, x)."""
+def _sample(
+    offset, mask, p, line, column, height, width, valid, LINES: tl.constexpr,
+    COLUMNS: tl.constexpr, KERNEL_H: tl.constexpr, REMOVED: tl.constexpr,
+    OFFSET_SCALE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Return for point p of each row: mask, it counts, top, left (int32), the fractions (y, x).
+
+    LINES and COLUMNS hold stride, start, dilation and half the extent of the kernel.
+    """
     cell = p
     if REMOVED >= 0:
         cell = p + (p >= REMOVED)
     offset_x = tl.load(offset + 2 * p, valid, other=0.0).to(COMPUTE)
     offset_y = tl.load(offset + 2 * p + 1, valid, other=0.0).to(COMPUTE)
-    cell_x = cell // KERNEL_H * DILATION_W - HALF_W
-    cell_y = cell % KERNEL_H * DILATION_H - HALF_H
-    x = (column * STRIDE_W + START_W).to(COMPUTE) + OFFSET_SCALE * (cell_x + offset_x)
-    y = (line * STRIDE_H + START_H).to(COMPUTE) + OFFSET_SCALE * (cell_y + offset_y)
+    cell_x = cell // KERNEL_H * COLUMNS[2] - COLUMNS[3]
+    cell_y = cell % KERNEL_H * LINES[2] - LINES[3]
+    x = (column * COLUMNS[0] + COLUMNS[1]).to(COMPUTE) + OFFSET_SCALE * (cell_x + offset_x)
+    y = (line * LINES[0] + LINES[1]).to(COMPUTE) + OFFSET_SCALE * (cell_y + offset_y)
     # Comparisons with NaN are false; what passes fits into int32.
     counts = valid & (x > -1) & (x < width) & (y > -1) & (y < height)
     x = tl.where(counts, x, 0.0)
     y = tl.where(counts, y, 0.0)
     left = tl.floor(x)
     top = tl.floor(y)
-    return counts, top.to(tl.int32), left.to(tl.int32), y - top, x - left
+    weight = tl.load(mask + p, valid, other=0.0).to(COMPUTE)
+    return weight, counts, top.to(tl.int32), left.to(tl.int32), y - top, x - left
+
+
+@triton.jit
+def _corner(corner: tl.constexpr, counts, top, left, y, x, height, width):
+    """Return whether a corner is in the image, its pixel, and its shares (y, x) of the point."""
+    corner_y = top + corner // 2
+    corner_x = left + corner % 2
+    inside = counts & (corner_y >= 0) & (corner_y < height)
+    inside = inside & (corner_x >= 0) & (corner_x < width)
+    share_y = y if corner // 2 else 1 - y
+    share_x = x if corner % 2 else 1 - x
+    return inside, corner_y * width + corner_x, share_y, share_x
 
 
 @triton.jit(do_not_specialize=_DYNAMIC)
 def _forward_kernel(
-    input,
-    offset,
-    mask,
-    output,
-    rows,
-    height,
-    width,
-    out_width,
-    out_area,
-    offset_image,
-    offset_line,
-    offset_pixel,
-    mask_image,
-    mask_line,
-    mask_pixel,
-    GROUPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    START_H: tl.constexpr,
-    START_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    HALF_H: tl.constexpr,
-    HALF_W: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    REMOVED: tl.constexpr,
-    OFFSET_SCALE: tl.constexpr,
-    LOGITS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    row, group, image, line, column = _locate(out_width, out_area, GROUPS, BLOCK_R)
-    valid = row < rows
-    offset += image * offset_image + line.to(tl.int64) * offset_line
-    offset += column.to(tl.int64) * offset_pixel + group * (2 * K)
-    mask += image * mask_image + line.to(tl.int64) * mask_line
-    mask += column.to(tl.int64) * mask_pixel + group * K
+    input, offset, mask, output,
+    rows, height, width, out_width, out_area, offset_image, offset_line, offset_pixel, mask_image,
+    mask_line, mask_pixel, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr,
+    LINES: tl.constexpr, COLUMNS: tl.constexpr, KERNEL_H: tl.constexpr, REMOVED: tl.constexpr,
+    OFFSET_SCALE: tl.constexpr, LOGITS: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    offset, mask, row, image, line, column, group, valid = _locate(
+        offset, mask, rows, out_width, out_area, offset_image, offset_line, offset_pixel,
+        mask_image, mask_line, mask_pixel, GROUPS, K, BLOCK_R,
+    )  # fmt: skip
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     present = (channel < CHANNELS)[None, :]
     first_pixel = image * height * width
@@ -155,43 +133,20 @@ def _forward_kernel(
         _, largest, scale = _softmax_terms(mask, valid, K, BLOCK_K, COMPUTE)
     total = tl.zeros((BLOCK_R, BLOCK_C), COMPUTE)
     for p in tl.range(0, K, loop_unroll_factor=3):
-        counts, top, left, y, x = _position(
-            offset,
-            p,
-            line,
-            column,
-            height,
-            width,
-            valid,
-            STRIDE_H,
-            STRIDE_W,
-            START_H,
-            START_W,
-            DILATION_H,
-            DILATION_W,
-            HALF_H,
-            HALF_W,
-            KERNEL_H,
-            REMOVED,
-            OFFSET_SCALE,
-            COMPUTE,
-        )
-        weight = tl.load(mask + p, valid, other=0.0).to(COMPUTE)
+        weight, counts, top, left, y, x = _sample(
+            offset, mask, p, line, column, height, width, valid, LINES, COLUMNS, KERNEL_H, REMOVED,
+            OFFSET_SCALE, COMPUTE,
+        )  # fmt: skip
         if LOGITS:
             weight = tl.exp(weight - largest) * scale
         for corner in tl.static_range(4):
-            corner_y = top + corner // 2
-            corner_x = left + corner % 2
-            inside = counts & (corner_y >= 0) & (corner_y < height)
-            inside = inside & (corner_x >= 0) & (corner_x < width)
-            share = weight * (y if corner // 2 else 1 - y) * (x if corner % 2 else 1 - x)
-            pixel = first_pixel + corner_y * width + corner_x
-            values = tl.load(
-                input + (pixel * GROUPS + group)[:, None] * CHANNELS + channel[None, :],
-                inside[:, None] & present,
-                other=0.0,
+            inside, pixel, share_y, share_x = _corner(
+                corner, counts, top, left, y, x, height, width
             )
-            total += tl.where(inside, share, 0.0)[:, None] * values.to(COMPUTE)
+            index = ((first_pixel + pixel) * GROUPS + group)[:, None] * CHANNELS + channel[None, :]
+            values = tl.load(input + index, inside[:, None] & present, other=0.0)
+            share = tl.where(inside, weight * share_y * share_x, 0.0)
+            total += share[:, None] * values.to(COMPUTE)
     tl.store(
         output + row[:, None] * CHANNELS + channel[None, :],
         total.to(output.dtype.element_ty),
@@ -201,50 +156,17 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=_DYNAMIC)
 def _backward_kernel(
-    grad_output,
-    input,
-    offset,
-    mask,
-    grad_input,
-    grad_offset,
-    grad_mask,
-    rows,
-    height,
-    width,
-    out_width,
-    out_area,
-    offset_image,
-    offset_line,
-    offset_pixel,
-    mask_image,
-    mask_line,
-    mask_pixel,
-    GROUPS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    K: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    START_H: tl.constexpr,
-    START_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    HALF_H: tl.constexpr,
-    HALF_W: tl.constexpr,
-    KERNEL_H: tl.constexpr,
-    REMOVED: tl.constexpr,
-    OFFSET_SCALE: tl.constexpr,
-    LOGITS: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    BLOCK_R: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    row, group, image, line, column = _locate(out_width, out_area, GROUPS, BLOCK_R)
-    valid = row < rows
-    offset += image * offset_image + line.to(tl.int64) * offset_line
-    offset += column.to(tl.int64) * offset_pixel + group * (2 * K)
-    mask += image * mask_image + line.to(tl.int64) * mask_line
-    mask += column.to(tl.int64) * mask_pixel + group * K
+    grad_output, input, offset, mask, grad_input, grad_offset, grad_mask,
+    rows, height, width, out_width, out_area, offset_image, offset_line, offset_pixel, mask_image,
+    mask_line, mask_pixel, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr,
+    LINES: tl.constexpr, COLUMNS: tl.constexpr, KERNEL_H: tl.constexpr, REMOVED: tl.constexpr,
+    OFFSET_SCALE: tl.constexpr, LOGITS: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    offset, mask, row, image, line, column, group, valid = _locate(
+        offset, mask, rows, out_width, out_area, offset_image, offset_line, offset_pixel,
+        mask_image, mask_line, mask_pixel, GROUPS, K, BLOCK_R,
+    )  # fmt: skip
     first_pixel = image * height * width
     k = tl.arange(0, BLOCK_K)
     if LOGITS:
@@ -254,28 +176,10 @@ def _backward_kernel(
     of_x = tl.zeros((BLOCK_R, BLOCK_K), COMPUTE)
     of_y = tl.zeros((BLOCK_R, BLOCK_K), COMPUTE)
     for p in tl.range(0, K):
-        counts, top, left, y, x = _position(
-            offset,
-            p,
-            line,
-            column,
-            height,
-            width,
-            valid,
-            STRIDE_H,
-            STRIDE_W,
-            START_H,
-            START_W,
-            DILATION_H,
-            DILATION_W,
-            HALF_H,
-            HALF_W,
-            KERNEL_H,
-            REMOVED,
-            OFFSET_SCALE,
-            COMPUTE,
-        )
-        weight = tl.load(mask + p, valid, other=0.0).to(COMPUTE)
+        weight, counts, top, left, y, x = _sample(
+            offset, mask, p, line, column, height, width, valid, LINES, COLUMNS, KERNEL_H, REMOVED,
+            OFFSET_SCALE, COMPUTE,
+        )  # fmt: skip
         if LOGITS:
             weight = tl.exp(weight - largest) * scale
         point_mask = tl.zeros((BLOCK_R,), COMPUTE)
@@ -290,14 +194,11 @@ def _backward_kernel(
                 other=0.0,
             ).to(COMPUTE)
             for corner in tl.static_range(4):
-                corner_y = top + corner // 2
-                corner_x = left + corner % 2
-                inside = counts & (corner_y >= 0) & (corner_y < height)
-                inside = inside & (corner_x >= 0) & (corner_x < width)
-                share_y = y if corner // 2 else 1 - y
-                share_x = x if corner % 2 else 1 - x
-                pixel = first_pixel + corner_y * width + corner_x
-                index = (pixel * GROUPS + group)[:, None] * CHANNELS + channel[None, :]
+                inside, pixel, share_y, share_x = _corner(
+                    corner, counts, top, left, y, x, height, width
+                )
+                index = ((first_pixel + pixel) * GROUPS + group)[:, None] * CHANNELS
+                index += channel[None, :]
                 use = inside[:, None] & present
                 values = tl.load(input + index, use, other=0.0).to(COMPUTE)
                 dot = tl.where(inside, tl.sum(values * gradient, axis=1), 0.0)
@@ -391,14 +292,8 @@ def _arguments(
         GROUPS=groups,
         CHANNELS=channels // groups,
         K=num_points(kernel_size, remove_center),
-        STRIDE_H=stride[0],
-        STRIDE_W=stride[1],
-        START_H=half_h - padding[0],
-        START_W=half_w - padding[1],
-        DILATION_H=dilation[0],
-        DILATION_W=dilation[1],
-        HALF_H=half_h,
-        HALF_W=half_w,
+        LINES=(stride[0], half_h - padding[0], dilation[0], half_h),
+        COLUMNS=(stride[1], half_w - padding[1], dilation[1], half_w),
         KERNEL_H=kernel_size[0],
         REMOVED=kernel_size[1] // 2 * kernel_size[0] + kernel_size[0] // 2 if remove_center else -1,
         # A constant, because Triton would pass a number as float32 whatever the tensors are.

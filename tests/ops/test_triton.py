@@ -225,8 +225,7 @@ def compile(kernel, dtype, target, group_channels, logits):
     return triton.compile(source, target=target, options=options).asm
 
 for capability, dtype, group_channels, logits in (
-    (75, torch.float16, 32, True), (80, torch.float64, 5, False),
-    (90, torch.bfloat16, 16, True), (120, torch.float32, 16, False),
+    (75, torch.float16, 32, True), (80, torch.float64, 5, False), (90, torch.bfloat16, 16, True),
 ):
     target = GPUTarget('cuda', capability, 32)
     for kernel in (triton_kernels._forward_kernel, triton_kernels._backward_kernel):
@@ -235,8 +234,7 @@ for capability, dtype, group_channels, logits in (
         # Channels are read 16 bytes at a time.
         assert group_channels == 5 or 'ld.global.v4.b32' in asm['ptx'], (capability, dtype)
 target = GPUTarget('hip', 'gfx942', 64)
-for kernel in (triton_kernels._forward_kernel, triton_kernels._backward_kernel):
-    assert compile(kernel, torch.bfloat16, target, 16, True)['hsaco']
+assert compile(triton_kernels._backward_kernel, torch.bfloat16, target, 16, True)['hsaco']
 """
 
 
