@@ -40,11 +40,6 @@ def table_rows(readme):
     return rows
 
 
-def test_there_are_configs():
-    assert len(CONFIG_FILES) >= 12
-    assert {'configs/ade20k/metafile.yml', 'configs/coco/metafile.yml'} <= set(METAFILES)
-
-
 @pytest.mark.parametrize('name', CONFIG_FILES)
 def test_config_parses_anywhere_and_survives_a_dump(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -52,18 +47,15 @@ def test_config_parses_anywhere_and_survives_a_dump(name, tmp_path, monkeypatch)
     assert cfg.default_scope in ('mmdet', 'mmseg', 'mmpretrain')
     assert 'internimage_mm' in cfg.custom_imports['imports']
     assert cfg.model and cfg.optim_wrapper and cfg.test_evaluator
-    # What a Runner writes to the work directory, and what a Runner reads there.
-    cfg.dump(tmp_path / 'dumped.py')
+    # What a Runner writes to the work directory, without the slow formatting, and reads there.
+    Config(cfg.to_dict(), format_python_code=False).dump(tmp_path / 'dumped.py')
     again = Config.fromfile(tmp_path / 'dumped.py')
     assert again.to_dict() == cfg.to_dict()
 
 
-@pytest.mark.parametrize(
-    'path', sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob('*.py'))
-)
-def test_bases_are_inside_the_repository(path):
+def test_bases_are_inside_the_repository():
     # `mmseg::` bases do not resolve on every supported stack.
-    assert '::' not in (CONFIGS / path).read_text()
+    assert [path for path in CONFIGS.rglob('*.py') if '::' in path.read_text()] == []
 
 
 @pytest.mark.parametrize('metafile', METAFILES)

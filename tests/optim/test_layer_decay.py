@@ -53,7 +53,7 @@ def build(shapes, device='meta', **paramwise):
     return model, optim_wrapper, summarize_optimizer(model, optim_wrapper.optimizer)[1]
 
 
-# All but the one official config that has the default constructor (tests/configs/test_models.py).
+# All but the one official config that has the default constructor (in tests/configs).
 LAYER_DECAY = [
     name for name in golden_optim_names() if 'constructor' in load_golden_optim(name)['optimizer']
 ]

@@ -27,15 +27,6 @@ _NECKS = {
 }
 
 
-def canonical(entry):
-    """The official settings with remarks cut off where they follow a setting."""
-    entry = dict(entry)
-    entry['amp'] = entry['amp'].partition(':')[0]
-    if entry['pretrained']:
-        entry['pretrained'] = entry['pretrained'].rpartition('/')[2]
-    return entry
-
-
 def describe(cfg, model, optimizer, metafile_model, expected):
     """All terms of the table for a classifier.
 

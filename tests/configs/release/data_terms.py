@@ -241,7 +241,3 @@ def evaluation(cfg):
     else:
         described['metric'] = 'mAP'
     return described
-
-
-def pretraining(cfg):
-    return cfg.get('load_from')

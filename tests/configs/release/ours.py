@@ -4,6 +4,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import json
 
 import torch
 from mmengine.config import Config
@@ -27,9 +28,17 @@ def default_scope(cfg):
         yield
 
 
-@functools.lru_cache(maxsize=2)  # they are built one after the other; giants are not kept
+_built = {}
+
+
 def build_on_meta(official):
-    """The model of a config at full size without memory for its parameters."""
+    """The model of a config at full size without memory for its parameters.
+
+    Configs with the same model get the same object: leave it as it is.
+    """
     cfg = load(official)
-    with default_scope(cfg), torch.device('meta'):
-        return MODELS.build(copy.deepcopy(cfg.model))  # building changes it
+    key = json.dumps(cfg.model)
+    if key not in _built:
+        with default_scope(cfg), torch.device('meta'):
+            _built[key] = MODELS.build(copy.deepcopy(cfg.model))  # building changes it
+    return _built[key]

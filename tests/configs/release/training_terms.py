@@ -117,9 +117,9 @@ def new_curve(schedulers, base_lr, iterations, epoch_length):
     by_iteration = [s for s in built if not s.by_epoch]
     by_epoch = [s for s in built if s.by_epoch]
     curve = np.empty(iterations)
+    group.step()  # once: the schedulers warn without it, and only they change the rate
     for t in range(iterations):
         curve[t] = group.param_groups[0]['lr']
-        group.step()
         for scheduler in by_iteration:
             scheduler.step()
         if (t + 1) % epoch_length == 0:

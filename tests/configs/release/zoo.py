@@ -11,7 +11,6 @@ GOLDEN = ROOT / 'tests' / 'golden'
 
 _TABLE = yaml.safe_load((GOLDEN / 'model_zoo.yaml').read_text())
 COUNTS = _TABLE['meta']['counts']
-VARIANTS = _TABLE['variants']
 ENTRIES = {
     entry['official_config']: entry
     for tree in ('detection', 'segmentation', 'classification')
@@ -55,7 +54,13 @@ def canonical(path):
     entry = dict(ENTRIES[path])
     entry.pop('official_config')
     if path.startswith('classification/'):
+        # Without remarks where they follow a setting.
+        entry['amp'] = entry['amp'].partition(':')[0]
+        if entry['pretrained']:
+            entry['pretrained'] = entry['pretrained'].rpartition('/')[2]
         return entry
+    # The rest of the schedule is the curve of the learning rate, which is compared by its values.
+    entry['schedule'] = {k: v for k, v in entry['schedule'].items() if k.startswith('max_')}
     dataset = dict(entry['dataset'])
     if dataset.get('filter_empty_gt') == 'default (True)':
         dataset['filter_empty_gt'] = True
