@@ -1,6 +1,9 @@
 """The backends of the op and the choice between them.
 
-To add one: a file of its own, and an entry in :data:`BACKENDS`. The choice is, in this order: the
+To add one: a file with ``forward`` and ``backward``, and an entry in :data:`BACKENDS` by
+:func:`python_operator`; ``tests/ops`` then tests it with the others. Both run below autograd, which
+records nothing there: the backward has to compute the three gradients itself. They check their
+arguments with :func:`check_call` and :func:`check_like`. The choice is, in this order: the
 argument ``backend=``, the context manager :func:`use_backend`, the environment variable
 ``OPS_DCNV3_BACKEND`` (read once, at import), and else the first of :data:`BACKENDS` that can run.
 """
