@@ -195,15 +195,15 @@ def test_compiled_wheel_runs_without_compiler(sdist, tmp_path):
     (wheel,) = tmp_path.glob('*.whl')
     assert '-cp310-abi3-' in wheel.name
     run([*pip, 'install', '--no-deps', '--no-index', '--target', str(site), str(wheel)], tmp_path)
-    files = [f'test_{name}.py' for name in ('values', 'operator', 'arguments', 'layer')]
-    # Triton compiles for GPUs; derivatives of the reference do not touch the wheel's kernels.
+    files = [f'test_{name}.py' for name in ('values', 'arguments')]
+    # One dtype of the wheel's kernels; the other tests of the op run on the same ones in place.
     output = run(
         ['-c', OP_TESTS, str(site), '-q', '-c', str(ROOT / 'pyproject.toml'),
-         '-k', 'not triton and not (gradcheck and reference)',
+         '-k', 'arguments or (cpu and float32)',
          *(str(ROOT / 'tests' / 'ops' / name) for name in files)],
         empty, timeout=900, PATH=str(empty), CC='', CXX='', PYTHONPATH=str(site),
     )  # fmt: skip
-    assert int(re.search(r'(\d+) passed', output)[1]) > 400, output[-4000:]
+    assert int(re.search(r'(\d+) passed', output)[1]) > 100, output[-4000:]
 
 
 def test_editable_install_has_mim_folder():

@@ -15,7 +15,8 @@ import torch
 from torch.utils.cpp_extension import include_paths
 
 SOURCES = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
-ARCHITECTURES = (75, 80, 90, 120)
+# The oldest, without vector atomics and native bfloat16, and one with both.
+ARCHITECTURES = (75, 90)
 # Those that PyTorch adds when it builds an extension.
 TORCH_FLAGS = (
     '-D__CUDA_NO_HALF_OPERATORS__',
@@ -55,20 +56,17 @@ def run(*command):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize('source', sorted(p.name for p in SOURCES.glob('*.cu')))
 def test_kernels_compile_without_warnings(source, tmp_path):
-    known = {int(number) for number in re.findall(r'compute_(\d+)', run(NVCC, '--list-gpu-arch'))}
-    targets = [number for number in ARCHITECTURES if number in known]
-    assert {80, 90} <= set(targets)
     output = run(
         NVCC,
         '-std=c++17',
         '-O3',
         *TORCH_FLAGS,
-        *(f'-gencode=arch=compute_{number},code=sm_{number}' for number in targets),
+        *(f'-gencode=arch=compute_{number},code=sm_{number}' for number in ARCHITECTURES),
         *('-Werror', 'all-warnings', '-Xcompiler', '-Wall,-Wextra,-Werror'),
         *('-Xptxas', '-v', '-c', str(SOURCES / source), '-o', str(tmp_path / 'object.o')),
     )
     kernels = output.count('Compiling entry function')
-    assert kernels % len(targets) == 0 and kernels // len(targets) >= 12
+    assert kernels % len(ARCHITECTURES) == 0 and kernels // len(ARCHITECTURES) >= 12
     spills = [int(number) for number in re.findall(r'(\d+) bytes spill stores', output)]
     assert len(spills) == kernels and max(spills) <= LARGEST_SPILL
 
