@@ -5,7 +5,7 @@ from typing import Any
 
 from ..backbones import InternImage
 from ..backbones.presets import ARCHITECTURES, architecture
-from .report import Report, Settings, shorten
+from .settings import Settings
 
 # Old class -> the one that computes the same here.
 CLASSES = {
@@ -18,76 +18,71 @@ CLASSES = {
     'EncoderDecoderMask2FormerAug': 'EncoderDecoder',
     'Mask2FormerHead': 'SemanticMask2FormerHead',
 }
-_RCNN = ('CascadeRCNN', 'FasterRCNN', 'MaskRCNN', 'RetinaNet', 'RPN', 'FastRCNN')
-_PLAIN = {
-    'mmdet': (*_RCNN, 'ATSS', 'FCOS', 'GFL'),
-    'mmseg': ('EncoderDecoder', 'CascadeEncoderDecoder'),
-}
-_MASK2FORMER = ('EncoderDecoderMask2Former', 'EncoderDecoderMask2FormerAug')
+# Compared file by file: these models kept names and arguments of all their parts.
+_PLAIN = (
+    'CascadeRCNN FasterRCNN MaskRCNN RetinaNet RPN FastRCNN ATSS FCOS GFL EncoderDecoder '
+    'CascadeEncoderDecoder'
+)
+# Heads of the official repository, or with other arguments today.
+_OLD_HEADS = 'Mask2FormerHead MaskFormerHead DeformableDETRHead DETRHead'
+_ATTENTION = (
+    'embed_dims num_heads num_levels num_points dropout attn_drop proj_drop dropout_layer '
+    'im2col_step norm_cfg init_cfg'
+)
+_FFN = 'embed_dims feedforward_channels num_fcs ffn_drop act_cfg add_identity'
+_MASK2FORMER_HEAD = (
+    'in_channels strides feat_channels out_channels num_classes num_queries '
+    'num_transformer_feat_level enforce_decoder_input_project'
+)
+# Orders of operation that today's layers have.
+_ENCODER = 'self_attn norm ffn norm'
+_DECODER = 'self_attn norm cross_attn norm ffn norm'
+_MASKED_DECODER = 'cross_attn norm self_attn norm ffn norm'
 
 
-def migrate_model(old: Settings, preprocessor: dict, scope: str, report: Report) -> dict:
-    """Translate ``model``; it is closed.
-
-    Args:
-        old: ``model`` of the old config.
-        preprocessor: The new ``data_preprocessor``.
-        scope: ``'mmdet'`` or ``'mmseg'``.
-        report: Takes what has no counterpart.
-    """
+def migrate_model(old: Settings, preprocessor: dict) -> dict:
+    """Translate ``model``, with ``preprocessor`` as its ``data_preprocessor``."""
     kind = old.take('type')
+    backbone, pretrained = _backbone(old.section('backbone')), old.take('pretrained')
+    if backbone['type'] not in ('InternImage', 'CBInternImage'):
+        old.note('backbone', f'{backbone["type"]} is kept as it is')
+        if pretrained:
+            backbone.setdefault('init_cfg', {'type': 'Pretrained', 'checkpoint': pretrained})
+    elif pretrained:
+        old.note('pretrained', f'{pretrained} is left out: InternImage never looked at it')
     model: dict[str, Any] = {
         'type': CLASSES.get(kind, kind),
         'data_preprocessor': preprocessor,
-        'backbone': migrate_backbone(old.section('backbone'), report),
+        'backbone': backbone,
+        **old.keep('init_cfg'),
     }
-    if pretrained := old.take('pretrained'):
-        if model['backbone']['type'] in ('InternImage', 'CBInternImage'):
-            report.note(
-                'model.pretrained', f'{pretrained} is left out: InternImage never looked at it'
-            )
-        else:
-            init = {'type': 'Pretrained', 'checkpoint': pretrained}
-            model['backbone'].setdefault('init_cfg', init)
-    if (init := old.take('init_cfg')) is not None:
-        model['init_cfg'] = init
-    if 'neck' in old and (neck := old.take('neck')) is not None:
-        model['neck'] = _neck(neck, report)
+    if neck := old.take('neck'):
+        necks = neck if isinstance(neck, list) else [neck]
+        if len(necks) > 1:
+            old.problem('neck', f'a list of {len(necks)} necks; mmdet 3 takes one')
+        model['neck'] = {**necks[0], 'type': CLASSES.get(necks[0]['type'], necks[0]['type'])}
     if kind in ('DINO', 'CBDINO'):
-        model.update(_dino(kind, old, report))
-    elif kind in _MASK2FORMER:
-        model.update(_mask2former(kind, old, report))
-    else:
-        if kind not in _PLAIN[scope]:
-            report.problem(
-                'model.type', f'{kind} is not known here; its settings are kept as they are'
-            )
-        # Compared file by file: these models kept names and arguments of all their parts.
-        model.update(old.take_all())
-        for name, head in _custom_heads(model):
-            report.problem(f'model.{name}', f'the class {head} must be ported')
-    old.close()
-    return model
+        return {**model, **_dino(old)}
+    if kind.startswith('EncoderDecoderMask2Former'):
+        if kind.endswith('Aug'):
+            why = f'{kind} crops the stitched map of a slide test to the image'
+            old.problem('type', why)
+        return {**model, **_mask2former(old)}
+    if kind not in _PLAIN.split():
+        old.problem('type', f'{kind} is not known here; its settings are kept as they are')
+    rest = old.rest()
+    for name, part in rest.items():
+        if isinstance(part, dict) and part.get('type') in _OLD_HEADS.split():
+            old.problem(name, f'the class {part["type"]} must be ported')
+    return {**model, **rest}
 
 
-def _custom_heads(model: dict) -> list[tuple[str, str]]:
-    """Heads that only exist in the official repository and that no rule has translated."""
-    old_only = {'Mask2FormerHead', 'MaskFormerHead', 'DeformableDETRHead', 'DETRHead'}
-    return [
-        (name, part['type'])
-        for name, part in model.items()
-        if isinstance(part, dict) and part.get('type') in old_only
-    ]
-
-
-def migrate_backbone(old: Settings, report: Report) -> dict:
+def _backbone(old: Settings) -> dict:
     """An InternImage by its preset, if it is one; every argument kept its meaning."""
-    kind = old.take('type')
-    settings = old.take_all()
+    kind, settings = old.take('type'), old.rest()
     if settings.get('init_cfg', 0) is None:
         del settings['init_cfg']
     if kind not in ('InternImage', 'CBInternImage'):
-        report.note('model.backbone', f'{kind} is kept as it is')
         return {'type': kind, **settings}
     if settings.get('core_op') == 'DCNv3':
         del settings['core_op']
@@ -96,15 +91,15 @@ def migrate_backbone(old: Settings, report: Report) -> dict:
     for name in ARCHITECTURES:
         preset = {**InternImage.DEFAULTS, **architecture(name)}
         if all(full[key] == preset[key] for key in structure):
-            # What the preset says need not be repeated.
-            own = {k: v for k, v in settings.items() if k not in structure}
-            own = {k: v for k, v in own.items() if v != InternImage.DEFAULTS.get(k, _ABSENT)}
+            own = {
+                key: value
+                for key, value in settings.items()
+                if key not in structure
+                and (key not in InternImage.DEFAULTS or value != InternImage.DEFAULTS[key])
+            }
             written = {'drop_path_rate': full['drop_path_rate'], 'with_cp': full['with_cp']}
             return {'type': kind, 'arch': name, **written, **own}
     return {'type': kind, **settings}
-
-
-_ABSENT = object()
 
 
 def backbone_depths(backbone: dict) -> list[int]:
@@ -113,284 +108,119 @@ def backbone_depths(backbone: dict) -> list[int]:
     return list(backbone.get('depths', preset.get('depths', ())))
 
 
-def _neck(necks: dict | list[dict], report: Report) -> dict:
-    if isinstance(necks, list) and len(necks) != 1:
-        report.problem('model.neck', f'a list of {len(necks)} necks; mmdet 3 takes one')
-    neck = necks[0] if isinstance(necks, list) else necks
-    return {**neck, 'type': CLASSES.get(neck['type'], neck['type'])}
-
-
-def _ffn(layers: Settings, report: Report) -> dict:
-    """``ffn_cfgs`` and the older arguments beside it -> ``ffn_cfg``."""
-    old = layers.section('ffn_cfgs')
-    kind = old.take('type', 'FFN')
-    if kind == 'EfficientFFN':
-        old.take('split')
-        report.note(old.path, 'EfficientFFN is a plain FFN here; its checkpoints are converted')
-    elif kind != 'FFN':
-        report.problem(old.path, f'no rule for {kind}')
-    # mmcv 1.x swallowed them.
-    old.take('use_checkpoint')
-    old.take('with_cp')
-    channels = layers.take('feedforward_channels')
-    drop = layers.take('ffn_dropout')
-    new = old.take_existing(
-        'embed_dims', 'feedforward_channels', 'num_fcs', 'ffn_drop', 'act_cfg', 'add_identity'
-    )
-    old.ignore('dropout_layer', None, why='there is none')
-    if channels is not None:
-        new.setdefault('feedforward_channels', channels)
-    if drop is not None:
-        new.setdefault('ffn_drop', drop)
-    old.close()
-    return new
-
-
-def _attention(config: dict, path: str, report: Report) -> dict:
-    old = Settings(config, path, report)
-    kind = old.take('type')
-    if kind not in ('MultiheadAttention', 'MultiScaleDeformableAttention'):
-        report.problem(path, f'no rule for the attention {kind}')
-    new = old.take_existing(
-        'embed_dims',
-        'num_heads',
-        'num_levels',
-        'num_points',
-        'dropout',
-        'attn_drop',
-        'proj_drop',
-        'dropout_layer',
-        'im2col_step',
-        'norm_cfg',
-        'init_cfg',
-    )
-    # Today's layers are batch first throughout, and say so themselves.
-    old.take('batch_first')
-    old.close()
-    return new
-
-
-def _order(layers: Settings, expected: tuple[str, ...]) -> None:
-    order = tuple(layers.take('operation_order', expected))
-    if order != expected:
-        layers.report.problem(
-            f'{layers.path}.operation_order', f"{order}; today's layers compute {expected}"
-        )
-
-
-def _dino(kind: str, old: Settings, report: Report) -> dict:
-    """DINO: the transformer moved from the head into the detector."""
-    head = old.section('bbox_head')
-    transformer = head.section('transformer')
-    if (form := transformer.take('type', 'DinoTransformer')) != 'DinoTransformer':
-        report.problem(f'{transformer.path}.type', f'no rule for {form}')
-
-    encoder = transformer.section('encoder')
-    encoder.take('type')
-    layers = encoder.section('transformerlayers')
-    layers.take('type')
-    attention = _attention(layers.take('attn_cfgs'), f'{layers.path}.attn_cfgs', report)
-    attention.setdefault('num_levels', 4)  # mmcv's default then and now
-    dims = attention.get('embed_dims', 256)
-    encoder_cfg = {
-        'num_layers': encoder.take('num_layers'),
-        'layer_cfg': {
-            'self_attn_cfg': attention,
-            'ffn_cfg': {'embed_dims': dims, **_ffn(layers, report)},
-        },
-    }
-    _order(layers, ('self_attn', 'norm', 'ffn', 'norm'))
-    layers.close()
-    encoder.close()
-
-    decoder = transformer.section('decoder')
-    decoder.take('type')
-    layers = decoder.section('transformerlayers')
-    layers.take('type')
-    self_attention, cross_attention = (
-        _attention(config, f'{layers.path}.attn_cfgs[{i}]', report)
-        for i, config in enumerate(layers.take('attn_cfgs'))
-    )
-    cross_attention.setdefault('num_levels', 4)
-    decoder_cfg = {
-        'num_layers': decoder.take('num_layers'),
-        'return_intermediate': decoder.take('return_intermediate', True),
-        'layer_cfg': {
-            'self_attn_cfg': self_attention,
-            'cross_attn_cfg': cross_attention,
-            'ffn_cfg': {'embed_dims': dims, **_ffn(layers, report)},
-        },
-        'post_norm_cfg': None,
-    }
-    _order(layers, ('self_attn', 'norm', 'cross_attn', 'norm', 'ffn', 'norm'))
-    layers.close()
-    decoder.close()
-    proposals = transformer.take('two_stage_num_proposals')
-    transformer.take('num_feature_levels')
-    transformer.close()
-
-    queries = head.take('num_query')
-    if proposals not in (None, queries):
-        report.problem(
-            'model.bbox_head.transformer.two_stage_num_proposals',
-            f'{proposals} with {queries} queries; they are one number now',
-        )
-    position = {key: v for key, v in head.take('positional_encoding').items() if key != 'type'}
-    noise = head.section('dn_cfg')
-    noise.take('type')
-    scale = noise.section('noise_scale')
-    denoising = {
-        'label_noise_scale': scale.take('label', 0.5),
-        'box_noise_scale': scale.take('box', 0.4),
-        'group_cfg': noise.take('group_cfg'),
-    }
-    scale.close()
-    noise.close()
-    head.take('in_channels')  # the necks give the channels
-    new_head: dict[str, Any] = {
-        'type': _known_class(head, 'DINOHead', 'CBDINOHead'),
-        **head.take_existing('num_classes', 'sync_cls_avg_factor'),
-    }
-    two_stage = {
-        'with_box_refine': head.take('with_box_refine', False),
-        'as_two_stage': head.take('as_two_stage', False),
-    }
-    new_head.update(head.take_existing('loss_cls', 'loss_bbox', 'loss_iou', 'cb_first_weight'))
-    head.close()
-
-    train = old.section('train_cfg')
-    train_cfg = {'assigner': _matching(train.take('assigner'), report)}
-    # Never read by the official code either.
-    train.ignore('snip_cfg', why='the official code never read it')
-    train.ignore('fed_loss_cfg', why='the official code never read it')
-    train.close()
-    new = {
-        'num_queries': queries,
-        **two_stage,
-        'encoder': encoder_cfg,
-        'decoder': decoder_cfg,
-        'positional_encoding': position,
-        'bbox_head': new_head,
-        'dn_cfg': denoising,
-        'train_cfg': train_cfg,
-        'test_cfg': old.take('test_cfg'),
-    }
-    if kind == 'CBDINO':
-        old.ignore('loss_weights', why='the official code never read it')
-        if (rule := old.take('rule')) is not None:
-            report.problem('model.rule', f'no rule for the freezing preset {rule!r}')
-    return new
-
-
-def _known_class(part: Settings, *known: str) -> str:
-    """What the class of ``part`` is called here; reported if it is none of ``known``."""
+def _ported(part: Settings) -> str:
+    """What the class of ``part`` is called here; reported if there is none."""
     kind = part.take('type')
-    if kind not in known:
-        part.report.problem(f'{part.path}.type', f'{kind} must be ported')
+    if kind not in CLASSES:
+        part.problem('type', f'{kind} must be ported')
     return CLASSES.get(kind, kind)
 
 
-def _matching(assigner: dict, report: Report, prefix: str = '') -> dict:
-    """Three named costs -> ``match_costs``."""
-    old = Settings(assigner, 'model.train_cfg.assigner', report)
-    kind = old.take('type')
-    if kind not in ('HungarianAssigner', 'MaskHungarianAssigner'):
-        report.problem(f'{old.path}.type', f'no rule for {kind}')
-    names = ('cls_cost', 'mask_cost', 'dice_cost', 'reg_cost', 'iou_cost')
-    costs = [old.take(name) for name in names if name in old]
-    old.close()
-    return {
-        'type': f'{prefix}HungarianAssigner',
-        'match_costs': [{**cost, 'type': prefix + cost['type']} for cost in costs],
-    }
+def _check(part: Settings, *known: str) -> str:
+    """The class of ``part``, reported if it is none of ``known``."""
+    kind = part.take('type', known[0])
+    if kind not in known:
+        part.problem('type', f'no rule for {kind}')
+    return kind
 
 
-def _mask2former(kind: str, old: Settings, report: Report) -> dict:
-    """Mask2Former: layers by name, and the training settings in the head."""
-    if kind.endswith('Aug'):
-        report.problem('model.type', f'{kind} crops the stitched map of a slide test to the image')
-    if (auxiliary := old.take('auxiliary_head')) is not None:
-        report.problem('model.auxiliary_head', f'no rule for {shorten(auxiliary)}')
-    head = old.section('decode_head')
-    new: dict[str, Any] = {'type': _known_class(head, 'Mask2FormerHead')}
-    new.update(head.take_existing('in_channels'))
-    head.ignore('in_index', [0, 1, 2, 3], why='mmseg takes all levels')
-    new.update(head.take_existing('strides'))
-    new.update(head.take_existing('feat_channels', 'out_channels', 'num_classes', 'num_queries'))
-    new.update(head.take_existing('num_transformer_feat_level', 'enforce_decoder_input_project'))
-    new['align_corners'] = head.take('align_corners', False)
-    # num_classes rules.
-    head.take('num_things_classes')
-    head.take('num_stuff_classes')
+def _layers(part: Settings, order: str) -> dict:
+    """``encoder`` or ``decoder``: how many layers, of what. ``order`` is today's."""
+    layers = part.section('transformerlayers')
+    attentions = []
+    for old in layers.sections('attn_cfgs'):
+        kind = _check(old, 'MultiheadAttention', 'MultiScaleDeformableAttention')
+        attentions.append(old.keep(_ATTENTION))
+        if kind == 'MultiScaleDeformableAttention':
+            attentions[-1].setdefault('num_levels', 4)  # mmcv's default then and now
+    layer = {'self_attn_cfg': attentions[0]}
+    if 'cross_attn' in order:
+        layer['cross_attn_cfg'] = dict(attentions[-1])
 
-    pixel = head.section('pixel_decoder')
-    pixel_type = pixel.take('type')
-    encoder = pixel.section('encoder')
-    encoder.take('type')
-    layers = encoder.section('transformerlayers')
-    layers.take('type')
-    attention = _attention(layers.take('attn_cfgs'), f'{layers.path}.attn_cfgs', report)
-    pixel_encoder = {
-        'num_layers': encoder.take('num_layers'),
-        'layer_cfg': {'self_attn_cfg': attention, 'ffn_cfg': _ffn(layers, report)},
-    }
-    _order(layers, ('self_attn', 'norm', 'ffn', 'norm'))
-    encoder.ignore('init_cfg', None, why='')
-    pixel.ignore('init_cfg', None, why='')
-    layers.close()
-    encoder.close()
-    new['pixel_decoder'] = {
-        'type': f'mmdet.{pixel_type}',
-        **pixel.take_existing('num_outs', 'norm_cfg', 'act_cfg'),
-        'encoder': pixel_encoder,
-        'positional_encoding': _encoding(pixel),
-    }
-    pixel.close()
-    new['positional_encoding'] = _encoding(head)
+    ffn = layers.section('ffn_cfgs')
+    if _check(ffn, 'FFN', 'EfficientFFN') == 'EfficientFFN':
+        ffn.note('', 'EfficientFFN is a plain FFN here; its checkpoints are converted')
+    older = layers.keep('feedforward_channels ffn_dropout>ffn_drop')
+    new = {'embed_dims': attentions[0].get('embed_dims', 256), **ffn.keep(_FFN)}
+    layer['ffn_cfg'] = {**new, **{k: v for k, v in older.items() if k not in new}}
+    if (found := ' '.join(layers.take('operation_order', order.split()))) != order:
+        layers.problem('operation_order', f"{found}; today's layers compute {order}")
+    counted = {'num_layers': part.take('num_layers')}
+    if 'cross_attn' in order:
+        counted['return_intermediate'] = part.take('return_intermediate', True)
+    return {**counted, 'layer_cfg': layer}
 
-    decoder = head.section('transformer_decoder')
-    decoder.take('type')
-    layers = decoder.section('transformerlayers')
-    layers.take('type')
-    attention = _attention(layers.take('attn_cfgs'), f'{layers.path}.attn_cfgs', report)
-    new['transformer_decoder'] = {
-        'num_layers': decoder.take('num_layers'),
-        'return_intermediate': decoder.take('return_intermediate', True),
-        'layer_cfg': {
-            'self_attn_cfg': attention,
-            'cross_attn_cfg': dict(attention),
-            'ffn_cfg': _ffn(layers, report),
-        },
-    }
-    _order(layers, ('cross_attn', 'norm', 'self_attn', 'norm', 'ffn', 'norm'))
-    decoder.ignore('init_cfg', None, why='')
-    layers.close()
-    decoder.close()
-    for loss in ('loss_cls', 'loss_mask', 'loss_dice'):
-        value = head.take(loss)
-        new[loss] = {**value, 'type': f'mmdet.{value["type"]}'}
-    head.close()
 
-    train = old.section('train_cfg')
-    new['train_cfg'] = {
-        **train.take_existing('num_points', 'oversample_ratio', 'importance_sample_ratio'),
-        'assigner': _matching(train.take('assigner'), report, 'mmdet.'),
-    }
-    sampler = train.section('sampler')
-    new['train_cfg']['sampler'] = {'type': f'mmdet.{sampler.take("type")}'}
-    sampler.close()
-    train.close()
-    test = old.section('test_cfg')
-    # Settings of panoptic and instance segmentation.
-    for key in ('panoptic_on', 'semantic_on', 'instance_on', 'max_per_image', 'iou_thr'):
-        test.take(key)
-    test.take('filter_low_score')
-    test_cfg = test.take_existing('mode', 'crop_size', 'stride')
-    test.close()
-    return {'decode_head': new, 'train_cfg': {}, 'test_cfg': test_cfg}
+def _matching(train: Settings, prefix: str = '') -> dict:
+    """The assigner: named costs become ``match_costs``."""
+    old = train.section('assigner')
+    _check(old, 'HungarianAssigner', 'MaskHungarianAssigner')
+    named = old.keep('cls_cost mask_cost dice_cost reg_cost iou_cost')
+    costs = [{**cost, 'type': prefix + cost['type']} for cost in named.values()]
+    return {'type': f'{prefix}HungarianAssigner', 'match_costs': costs}
 
 
 def _encoding(part: Settings) -> dict:
-    encoding = Settings(part.take('positional_encoding'), part.path, part.report)
-    encoding.take('type')
-    return encoding.take_all()
+    encoding = dict(part.take('positional_encoding'))
+    encoding.pop('type', None)
+    return encoding
+
+
+def _dino(old: Settings) -> dict:
+    """DINO: the transformer moved from the head into the detector."""
+    head = old.section('bbox_head')
+    transformer, noise = head.section('transformer'), head.section('dn_cfg')
+    _check(transformer, 'DinoTransformer')
+    queries = head.take('num_query')
+    if (proposals := transformer.take('two_stage_num_proposals')) not in (None, queries):
+        why = f'{proposals} with {queries} queries; they are one number now'
+        transformer.problem('two_stage_num_proposals', why)
+    scale = noise.section('noise_scale')
+    return {
+        'num_queries': queries,
+        'with_box_refine': head.take('with_box_refine', False),
+        'as_two_stage': head.take('as_two_stage', False),
+        'encoder': _layers(transformer.section('encoder'), _ENCODER),
+        'decoder': {**_layers(transformer.section('decoder'), _DECODER), 'post_norm_cfg': None},
+        'positional_encoding': _encoding(head),
+        'bbox_head': {
+            'type': _ported(head),
+            **head.keep('num_classes sync_cls_avg_factor loss_cls loss_bbox loss_iou'),
+            **head.keep('cb_first_weight'),
+        },
+        'dn_cfg': {
+            'label_noise_scale': scale.take('label', 0.5),
+            'box_noise_scale': scale.take('box', 0.4),
+            'group_cfg': noise.take('group_cfg'),
+        },
+        'train_cfg': {'assigner': _matching(old.section('train_cfg'))},
+        'test_cfg': old.take('test_cfg'),
+    }
+
+
+def _mask2former(old: Settings) -> dict:
+    """Mask2Former: layers by name, and the training settings in the head."""
+    head, train = old.section('decode_head'), old.section('train_cfg')
+    pixel = head.section('pixel_decoder')
+    losses = head.keep('loss_cls loss_mask loss_dice')
+    new = {
+        'type': _ported(head),
+        **head.keep(_MASK2FORMER_HEAD),
+        'align_corners': head.take('align_corners', False),
+        'pixel_decoder': {
+            'type': f'mmdet.{pixel.take("type")}',
+            **pixel.keep('num_outs norm_cfg act_cfg'),
+            'encoder': _layers(pixel.section('encoder'), _ENCODER),
+            'positional_encoding': _encoding(pixel),
+        },
+        'positional_encoding': _encoding(head),
+        'transformer_decoder': _layers(head.section('transformer_decoder'), _MASKED_DECODER),
+        **{key: {**loss, 'type': f'mmdet.{loss["type"]}'} for key, loss in losses.items()},
+        'train_cfg': {
+            **train.keep('num_points oversample_ratio importance_sample_ratio'),
+            'assigner': _matching(train, 'mmdet.'),
+            'sampler': {'type': f'mmdet.{train.section("sampler").take("type")}'},
+        },
+    }
+    test_cfg = old.section('test_cfg').keep('mode crop_size stride')
+    return {'decode_head': new, 'train_cfg': {}, 'test_cfg': test_cfg}
