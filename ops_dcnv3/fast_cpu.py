@@ -283,3 +283,20 @@ def _is_elementwise(layer: nn.Module) -> bool:
         type(layer).__module__ == 'torch.nn.modules.activation'
         or (type(layer) is nn.Dropout and not layer.training)
     )
+
+
+# ---- layout -------------------------------------------------------------------------------------
+
+# PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions number
+# by number, on all threads, of which two take three times as long as the one.
+_MATRIX_THREADS = 4
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """Copy ``(N, H, W, C)`` to ``(N, C, H, W)``."""
+    if not _is_on(x) or torch.is_grad_enabled() or torch.get_num_threads() > _MATRIX_THREADS:
+        return x.permute(0, 3, 1, 2).contiguous()
+    output = x.new_empty(x.shape[0], x.shape[3], x.shape[1] * x.shape[2])
+    for matrix, image in zip(output, x, strict=True):
+        matrix.copy_(image.flatten(0, 1).t())
+    return output.unflatten(2, x.shape[1:3])

@@ -348,7 +348,7 @@ class InternImage(BaseModule):
         for i, level in enumerate(self.levels):
             x, feature = level(x)
             if i in self.out_indices:
-                features.append(feature.permute(0, 3, 1, 2).contiguous())
+                features.append(fast_cpu.channels_first(feature))
         return tuple(features)
 
     def train(self, mode: bool = True) -> InternImage:

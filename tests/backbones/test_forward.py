@@ -147,6 +147,14 @@ def test_parts_stay_below_the_size_that_is_mapped_anew(threads):
     assert max(sizes) * 256 * 4 < 32 * 2**20
 
 
+@pytest.mark.parametrize('shape', [(0, 2, 3, 4), (1, 5, 7, 3), (3, 4, 6, 32)])
+def test_channels_first(shape):
+    x = images(*shape)
+    with torch.no_grad():
+        output = fast_cpu.channels_first(x)
+    assert output.is_contiguous() and torch.equal(output, x.permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize('kind', KINDS)
 def test_fast_and_plain_layers_agree(kind, hidden_shapes):
     """In inference and training, at a size where the fast paths are taken."""
