@@ -65,6 +65,8 @@ class BuildPy(build_py):
 
 def usual_gpus(cuda_home):
     """TORCH_CUDA_ARCH_LIST of what nvcc knows of them, and PTX of the last for later GPUs."""
+    if cuda_home is None:
+        raise OSError('no CUDA toolkit is found; install one, or set CUDA_HOME')
     nvcc = str(Path(cuda_home, 'bin', 'nvcc'))
     known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True).split()
     return ';'.join(n for n in USUAL_GPUS if f'compute_{n.replace(".", "")}' in known) + '+PTX'
@@ -113,6 +115,10 @@ if has_compiler():
         def __init__(self, *args, **kwargs):
             # ninja rebuilds by time stamps, which a fresh copy of the sources gets wrong.
             super().__init__(*args, use_ninja=False, **kwargs)
+
+        def finalize_options(self):
+            super().finalize_options()
+            self.force = True  # a new torch, or CUDA asked for, shows in no time stamp
 
         def build_extensions(self):
             if WANTED == '1' or (WANTED == 'auto' and torch.version.cuda):

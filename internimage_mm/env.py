@@ -84,8 +84,8 @@ def conflicts() -> list[str]:
     if for_torch and for_vision and for_torch != for_vision:
         found.append(
             f'torchvision is built for {for_vision}, torch for {for_torch}: its operators do not '
-            'load, and importing mmdet.models or mmpretrain fails unless internimage_mm is '
-            'imported first, as our tools and configs do; or install the torchvision of your torch'
+            'load. Unless "make" has set up this environment, importing mmdet.models or mmpretrain '
+            'fails before internimage_mm is imported; install the torchvision of your torch'
         )
     return found
 

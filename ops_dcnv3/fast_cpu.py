@@ -102,7 +102,7 @@ def _probe_hooks() -> bool:
         handle.remove()
     with nn.modules.module.register_module_forward_hook(lambda *_: None):
         found.append(_has_hooks(module))
-    return not before and all(found) and not _has_hooks(module)
+    return all(found) and _has_hooks(module) == before
 
 
 def _probe_transforms() -> bool:
@@ -122,7 +122,7 @@ def _probe_watchers() -> bool:
         mode = _is_watched()
     with forward_ad.dual_level():
         dual = _is_watched()
-    return mode and dual and not before and not _is_watched()
+    return mode and dual and _is_watched() == before
 
 
 def _probe_gelu() -> bool:
@@ -288,7 +288,7 @@ def _is_elementwise(layer: nn.Module) -> bool:
 # ---- layout -------------------------------------------------------------------------------------
 
 # PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions number
-# by number, on all threads, of which two take three times as long as the one.
+# by number, on all threads. The first is faster on few threads.
 _MATRIX_THREADS = 4
 
 

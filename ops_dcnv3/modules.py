@@ -109,8 +109,8 @@ class DCNv3(nn.Module):
         dw_kernel_size: Size of the depth-wise convolution that predicts offsets and masks;
             defaults to ``kernel_size``. Odd.
         stride: Stride of the sampling grid and of the depth-wise convolution.
-        pad: Padding of the sampling grid. By default and by necessity what keeps the size at stride
-            1: ``dilation * (kernel_size - 1) / 2``.
+        pad: Padding of the sampling grid. It must keep the size at stride 1, which the default does:
+            ``dilation * (kernel_size - 1) / 2``.
         dilation: Spacing of the sampling grid.
         group: Number of groups; must divide ``channels``. Default 4.
         offset_scale: Factor on grid and offsets, 2.0 for InternImage-L and XL.
@@ -160,9 +160,10 @@ class DCNv3(nn.Module):
         self.kernel_size = pair('kernel_size', kernel_size, minimum=1)
         self.stride = pair('stride', stride, minimum=1)
         self.dilation = pair('dilation', dilation, minimum=1)
-        dw_kernel = pair('dw_kernel_size', dw_kernel_size or kernel_size, minimum=1)
+        dw_kernel_size = kernel_size if dw_kernel_size is None else dw_kernel_size
+        dw_kernel = pair('dw_kernel_size', dw_kernel_size, minimum=1)
         if dw_kernel[0] % 2 == 0 or dw_kernel[1] % 2 == 0:
-            raise ValueError(f'dw_kernel_size must be odd, got {dw_kernel_size or kernel_size}')
+            raise ValueError(f'dw_kernel_size must be odd, got {dw_kernel_size}')
         if remove_center and (self.kernel_size[0] % 2 == 0 or self.kernel_size[1] % 2 == 0):
             raise ValueError(f'remove_center needs an odd kernel_size, got {kernel_size}')
         # Twice the padding that keeps the size at stride 1.

@@ -34,7 +34,9 @@ def _load_extension() -> str | None:
         torch.ops.load_library(spec.origin)
     except OSError as error:  # built for another torch
         reason = error.__cause__ or error
-        return f'the compiled extension does not load beside torch {torch.__version__}: {reason}'
+        return f'the compiled extension does not load with torch {torch.__version__}: {reason}'
+    if not hasattr(torch.ops.ops_dcnv3, 'forward'):
+        return 'the compiled extension is older than these sources'
     return None
 
 

@@ -114,7 +114,7 @@ def pictures_to_draw(image: str, out: str) -> dict[str, str]:
         pictures = {
             osp.join(image, name): osp.join(out, name)
             for name in names
-            if cv2.haveImageReader(osp.join(image, name))
+            if cv2.imread(osp.join(image, name)) is not None
         }
         if not pictures:
             raise UserError(f'the folder {image} has no image that OpenCV can read')

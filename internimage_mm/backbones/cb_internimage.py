@@ -22,6 +22,7 @@ from internimage_mm.checkpoint import (
     read_checkpoint,
     watch_models_with,
 )
+from ops_dcnv3 import fast_cpu
 
 from .internimage import InternImage, pretrained_init_cfg
 from .settings import NUM_STAGES, unless_arch
@@ -58,7 +59,7 @@ class LeadInternImage(InternImage):
             scale = self.get_parameter(f'gamma{i}').half()
             x, feature = level(x + (scale * feedback[i]).to(x.dtype))
             if i in self.out_indices:
-                features.append(feature.permute(0, 3, 1, 2).contiguous())
+                features.append(fast_cpu.channels_first(feature))
         return tuple(features)
 
 
@@ -131,7 +132,7 @@ class CBInternImage(BaseModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
-        watch_models_with(type(self))
+        watch_models_with(self)
         if not isinstance(out_indices, (list, tuple)) or [
             isinstance(levels, (list, tuple)) for levels in out_indices
         ] != [True, True]:
@@ -211,7 +212,7 @@ class CBInternImage(BaseModule):
         features = []
         for level in assisting.levels:
             x, feature = level(x)
-            features.append(feature.permute(0, 3, 1, 2).contiguous())
+            features.append(fast_cpu.channels_first(feature))
         outputs = tuple(features[i] for i in assisting.out_indices)
         return outputs[self.skipped :], lead(stem, self._feedback(features))
 

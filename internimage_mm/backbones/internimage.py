@@ -272,7 +272,7 @@ class InternImage(BaseModule):
         pretrained: str | None = None,
     ) -> None:
         super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
-        watch_models_with(type(self))
+        watch_models_with(self)
         settings = Settings.with_arch(
             arch,
             core_op=core_op,

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import BaseModule, initialize
+from mmengine.model import BaseModule, PretrainedInit, initialize
+from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from .convert import convert_official
@@ -111,7 +112,7 @@ def check_values(
 
 def named_checkpoints(init_cfg: dict | Sequence[dict] | None) -> list[dict]:
     """The entries of an ``init_cfg``, in any form that mmengine allows, that name a checkpoint."""
-    return [cfg for cfg in _entries(init_cfg) if 'checkpoint' in cfg]
+    return [cfg for cfg in _entries(init_cfg) if _is_pretrained(cfg)]
 
 
 def initialize_strictly(backbone: BaseModule, load: Callable[[str, str | None], None]) -> None:
@@ -124,10 +125,17 @@ def initialize_strictly(backbone: BaseModule, load: Callable[[str, str | None], 
             checkpoint (type ``Pretrained``). Those come last, as in mmengine.
         load: Takes ``checkpoint`` and ``prefix`` of an entry.
     """
-    initialize(backbone, [cfg for cfg in _entries(backbone.init_cfg) if 'checkpoint' not in cfg])
+    initialize(backbone, [cfg for cfg in _entries(backbone.init_cfg) if not _is_pretrained(cfg)])
     for cfg in named_checkpoints(backbone.init_cfg):
         load(cfg['checkpoint'], cfg.get('prefix'))
     backbone.is_init = True
+
+
+def _is_pretrained(cfg: dict) -> bool:
+    kind = cfg.get('type')
+    return 'checkpoint' in cfg and PretrainedInit is (
+        WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
+    )
 
 
 def _entries(init_cfg: dict | Sequence[dict] | None) -> Sequence[dict]:
@@ -154,6 +162,17 @@ def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None 
             configs).
     """
     state_dict = extract_state_dict(read_checkpoint(path), str(path))
+    weights = fit_backbone(state_dict, backbone, path, prefix)
+    backbone.load_state_dict(weights, strict=False)
+    print_log(
+        f'{type(backbone).__name__}: {len(weights)} tensors loaded from {path}', logger='current'
+    )
+
+
+def fit_backbone(
+    state_dict: Mapping[str, Tensor], backbone: nn.Module, path: str, prefix: str | None = None
+) -> dict[str, Tensor]:
+    """The weights of a backbone in a flat state dict, or an error; as above."""
     if prefix is None:
         prefix = 'backbone.' if any(k.startswith('backbone.') for k in state_dict) else ''
     elif prefix and not prefix.endswith('.'):
@@ -180,8 +199,7 @@ def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None 
             )
     check_state_dict(weights, model_state, path, name)
     check_values(weights, model_state, path)
-    backbone.load_state_dict(weights, strict=False)
-    print_log(f'{name}: {len(weights)} tensors loaded from {path}', logger='current')
+    return weights
 
 
 def fit_state_dict(

@@ -32,7 +32,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from .allowed_types import ALLOWED
 from .convert import convert
 from .layouts import extract_state_dict
-from .loading import fit_state_dict, named_checkpoints
+from .loading import fit_backbone, fit_state_dict, named_checkpoints
 from .reader import check_names, read_checkpoint
 
 _SOURCE = 'internimage_mm.source'
@@ -48,8 +48,8 @@ def register_loaders() -> None:
     )
 
 
-def watch_models_with(backbone: type[nn.Module]) -> None:
-    """Let every model with such a backbone read official checkpoints in stock functions.
+def watch_models_with(backbone: nn.Module) -> None:
+    """Let this backbone, and every model with one of its class, read official checkpoints.
 
     A model built from now on as the parent of such a backbone (attribute ``backbone``)
 
@@ -60,7 +60,8 @@ def watch_models_with(backbone: type[nn.Module]) -> None:
     """
     if not _backbones:
         register_module_module_registration_hook(_watch)
-    _backbones.add(backbone)
+    _backbones.add(type(backbone))
+    backbone.register_load_state_dict_pre_hook(_before_backbone)
 
 
 def _noting_source(load: Callable) -> Callable:
@@ -100,6 +101,16 @@ def _watch(parent: nn.Module, name: str, child: nn.Module | None) -> None:
     ):
         parent.reads_official_checkpoints = True  # type: ignore[assignment]
         parent.register_load_state_dict_pre_hook(_before_load)
+
+
+def _before_backbone(
+    backbone: nn.Module, state_dict: dict, prefix: str, local_metadata: dict, *_: Any
+) -> None:
+    source = local_metadata.get(_SOURCE)
+    if source is not None and not prefix:  # mmengine loads a file into the backbone itself
+        weights = fit_backbone(extract_state_dict(state_dict, source), backbone, source)
+        state_dict.clear()
+        state_dict.update(weights)
 
 
 def _before_load(

@@ -85,13 +85,17 @@ def _apply(options: dict, cfg: Config, path: str) -> None:
             raise UserError(f'{nothing}config {path} has no {first}{hint}')
         if first in cfg and first not in _READ:
             read = {key: value for key, value in cfg.items() if key in _READ}
-            if places := list(_places_of(cfg[first], read)):
-                places.sort(key=lambda place: place.split('.')[-1] != first)  # stable
-                raise UserError(
-                    f'{nothing}{first} is a variable of config {path}, which has used it already. '
-                    f'Its value is in {", ".join(places[:_SHOWN])}'
-                    f'{", ..." if len(places) > _SHOWN else ""}: set what you mean of these'
-                )
+            places = sorted(  # stable
+                _places_of(cfg[first], read), key=lambda place: place.split('.')[-1] != first
+            )
+            shown = (
+                f'. Its value is in {", ".join(places[:_SHOWN])}'
+                f'{", ..." if len(places) > _SHOWN else ""}: set what you mean of these'
+            )
+            raise UserError(
+                f'{nothing}{first} is a variable of config {path}, which has used it already'
+                f'{shown if places else ""}'
+            )
         node = cfg.get(first)
         for part in rest[:-1]:
             if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):

@@ -142,7 +142,9 @@ def _data_hint(path: str, split: str) -> str:
         return 'make it with: python tools/make_mini_dataset.py'
     readme = next((name for name, known in _README_OF.items() if folders & known), None)
     where = f'configs/{readme}/README.md says where to get it, or ' if readme else ''
+    loaders = ('train', 'val') if split == 'train' else (split,)
+    places = [f'{name}_dataloader.dataset.data_root=...' for name in loaders]
     return (
         f'{where}say where your copy lies: data_root of the data set, ann_file of the evaluator; '
-        f'--cfg-options {split}_dataloader.dataset.data_root=... {split}_evaluator.ann_file=...'
+        f'--cfg-options {" ".join(places)} {loaders[-1]}_evaluator.ann_file=...'
     )

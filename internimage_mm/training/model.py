@@ -43,8 +43,9 @@ def reports_model_errors() -> Iterator[None]:
         ours = not since or (_is_ours(since[0]) and _is_ours(since[-1]))
         if not ours or (since and isinstance(error, KeyError)):
             raise
+        message = str(error.args[0]).partition('\n')[0]
         raise UserError(
-            f'the model of the config cannot be built: {error.args[0]} (raised in '
+            f'the model of the config cannot be built: {message} (raised in '
             f'{frames[-1].filename}, line {frames[-1].lineno})'
         ) from error
 

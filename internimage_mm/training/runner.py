@@ -6,9 +6,10 @@ import os.path as osp
 from typing import Any
 
 from mmengine.dist import master_only
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DefaultScope
+from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
@@ -65,7 +66,8 @@ class InternImageRunner(Runner):
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = dict(hooks or {})
         checkpoint = hooks.setdefault('checkpoint', dict(type='CheckpointHook', interval=1))
-        if isinstance(checkpoint, dict) and checkpoint.get('type') == 'CheckpointHook':
+        kind = checkpoint.get('type') if isinstance(checkpoint, dict) else None
+        if (HOOKS.get(kind) if isinstance(kind, str) else kind) is CheckpointHook:
             hooks['checkpoint'] = {**checkpoint, 'type': SaveThenRemoveHook}
         super().register_default_hooks(hooks)
 

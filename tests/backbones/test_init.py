@@ -135,6 +135,32 @@ def test_every_form_loads(init_cfg):
         assert torch.equal(state[key], value), key
 
 
+def test_unknown_initialiser_is_not_taken_for_pretrained(tmp_path):
+    config = golden('l_like')['config']
+    torch.save(official_weights('l_like'), tmp_path / 'l.pth')
+    wrong = dict(type='Pretraind', checkpoint=str(tmp_path / 'l.pth'))
+    with pytest.raises(KeyError, match='Pretraind'):
+        InternImage(**config, init_cfg=wrong).init_weights()
+
+
+def test_override_of_the_whole_model(tmp_path):
+    pretrained = dict(type='Pretrained', name='backbone', checkpoint=str(tmp_path / 'l.pth'))
+    weights = official_weights('l_like')
+    for saved in (weights, {k: v for k, v in weights.items() if 'mlp.fc1' not in k}):
+        torch.save({'model': saved}, tmp_path / 'l.pth')
+        config = dict(type='InternImage', **golden('l_like')['config'])
+        detector = Detector(ConfigDict(config), init_cfg=[{**OTHER, 'override': pretrained}])
+        if saved is weights:
+            detector.init_weights()
+            assert torch.equal(
+                detector.backbone.levels[0].blocks[0].mlp.fc1.weight,
+                saved['levels.0.blocks.0.mlp.fc1.weight'],
+            )
+        else:
+            with pytest.raises(CheckpointError, match='missing in the file'):
+                detector.init_weights()
+
+
 def test_every_form_loads_into_the_composite_backbone(init_cfg):
     config = {**golden('l_like')['config'], 'out_indices': [(1, 2, 3), (1, 2, 3)]}
     model = CBInternImage(**config, init_cfg=init_cfg)
