@@ -109,8 +109,8 @@ class DCNv3(nn.Module):
         dw_kernel_size: Size of the depth-wise convolution that predicts offsets and masks;
             defaults to ``kernel_size``. Odd.
         stride: Stride of the sampling grid and of the depth-wise convolution.
-        pad: Padding of the sampling grid. It must keep the size at stride 1, which the default does:
-            ``dilation * (kernel_size - 1) / 2``.
+        pad: Padding of the sampling grid. It must keep the size at stride 1, as the default
+            ``dilation * (kernel_size - 1) / 2`` does.
         dilation: Spacing of the sampling grid.
         group: Number of groups; must divide ``channels``. Default 4.
         offset_scale: Factor on grid and offsets, 2.0 for InternImage-L and XL.
