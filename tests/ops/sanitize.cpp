@@ -302,8 +302,7 @@ void check(const Problem& p, double tolerance, Wild where) {
 #ifdef DCNV3_EMULATED_CUDA
   compare("cuda with atomics", emulated_cuda<T, false>());
   compare("cuda without atomics", emulated_cuda<T, true>());
-#endif
-#ifdef DCNV3_X86_DISPATCH
+#elif defined(DCNV3_X86_DISPATCH)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     compare("avx2", cpu_calls(avx2::kernels<T>(), true));
   }

@@ -4,7 +4,6 @@
 """
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -55,9 +54,7 @@ def build_and_run(tmp_path, rounds, *sources):
 
 @pytest.mark.timeout(1200 * FACTOR)
 def test_every_instruction_set_under_sanitizers(tmp_path):
-    x86 = platform.machine() in ('x86_64', 'AMD64')
-    flags = ['-DDCNV3_X86_DISPATCH=1'] if x86 else []
-    build_and_run(tmp_path, 40, *flags, *map(str, sorted(SOURCES.glob('kernels_*.cpp'))))
+    build_and_run(tmp_path, 40, *map(str, sorted(SOURCES.glob('kernels_*.cpp'))))
 
 
 @pytest.mark.timeout(1200 * FACTOR)
