@@ -1,6 +1,6 @@
 # make demo      train and evaluate small detectors and segmentors on generated data, CPU is enough
 # make test      run all tests
-# make test-quick  run those that catch most, in 3 minutes
+# make test-quick  run those that catch most
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
 # make clean     remove what was built and generated, the environments excepted
