@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .reference import dcnv3_reference
 from .registration import EXTENSION_ERROR, HAS_CUDA, python_operator
+from .self_check import find_fault
 
 
 class Backend(NamedTuple):
@@ -36,6 +37,10 @@ class Backend(NamedTuple):
     """Why it cannot run in this installation."""
     automatic: bool = True
     """Whether it may run without being asked for."""
+    self_check: bool = False
+    """Whether the first call on a device compares it with the reference backend."""
+    deterministic: bool = True
+    """Whether its backward runs under ``torch.use_deterministic_algorithms``."""
 
     def can_run(self, device: torch.device) -> tuple[bool, str]:
         """Return whether it can compute tensors on ``device``, and why (not)."""
@@ -74,7 +79,11 @@ _INTERPRETS = os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', '
 BACKENDS: dict[str, Backend] = {
     'cpu': Backend(torch.ops.ops_dcnv3.forward.default, ('cpu',), 'compiled C++ kernels', _NO_CPU),
     'cuda': Backend(
-        torch.ops.ops_dcnv3.forward.default, ('cuda',), 'compiled CUDA kernels', _NO_CUDA
+        torch.ops.ops_dcnv3.forward.default,
+        ('cuda',),
+        'compiled CUDA kernels',
+        _NO_CUDA,
+        self_check=True,
     ),
     'triton': Backend(
         python_operator('triton', '.triton_kernels'),
@@ -84,6 +93,8 @@ BACKENDS: dict[str, Backend] = {
         else 'Triton kernels, compiled by the first call',
         None if _TRITON_FOUND else 'triton is not installed ("pip install triton", on Linux)',
         automatic=not _INTERPRETS,
+        self_check=not _INTERPRETS,
+        deterministic=False,
     ),
     'reference': Backend(dcnv3_reference, (), 'plain PyTorch, any device and dtype; slow'),
 }
@@ -119,6 +130,49 @@ def use_backend(name: str | None) -> Iterator[None]:
         _context = previous
 
 
+_SELF_CHECK = os.environ.get('OPS_DCNV3_SELF_CHECK') != '0'
+# What was compared with the reference backend: (backend, device, dtype, deterministic).
+_checked: set[tuple[str, torch.device, torch.dtype, bool]] = set()
+# Why a backend is not used on devices of this type.
+_faults: dict[tuple[str, str], str] = {}
+
+
+def _can_run(name: str, device: torch.device) -> tuple[bool, str]:
+    fault = _faults.get((name, device.type))
+    return (False, fault) if fault else BACKENDS[name].can_run(device)
+
+
+def _passes_self_check(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Compare a backend with the reference, once; warn and remember where it computes wrongly."""
+    backend = BACKENDS[name]
+    if not (backend.self_check and _SELF_CHECK) or device.type not in backend.devices:
+        return True
+    # A graph may hold no calls but those of the model.
+    if torch.compiler.is_compiling() or (
+        device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+    ):
+        return True
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    key = (name, device, dtype, deterministic)
+    if key in _checked:
+        return True
+    fault = find_fault(
+        backend.call, device, dtype, backward=backend.deterministic or not deterministic
+    )
+    if fault is None:
+        _checked.add(key)
+        return True
+    _faults[name, device.type] = fault
+    warnings.warn(
+        f'dcnv3 does not use backend {name!r} on {device}: {fault}. Please report this with the '
+        'output of "python -m internimage_mm.env" or ops_dcnv3.explain_backend(). '
+        'OPS_DCNV3_SELF_CHECK=0 skips the check.',
+        RuntimeWarning,
+        stacklevel=5,
+    )
+    return False
+
+
 def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bool, str]]:
     """Tell for each backend, fastest first, whether it can compute tensors on ``device`` and why.
 
@@ -127,7 +181,7 @@ def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bo
         ``{'cpu': (True, 'compiled C++ kernels'), 'reference': (True, ...)}``.
     """
     device = torch.device(device)
-    return {name: backend.can_run(device) for name, backend in BACKENDS.items()}
+    return {name: _can_run(name, device) for name in BACKENDS}
 
 
 def explain_backend(device: torch.device | str = 'cpu', backend: str | None = None) -> str:
@@ -154,12 +208,12 @@ def select_backend(device: torch.device, backend: str | None) -> tuple[str, str]
     ):
         if name is not None:
             _check_name(name, source)
-            ok, reason = BACKENDS[name].can_run(device)
+            ok, reason = _can_run(name, device)
             if not ok:
                 raise RuntimeError(f'backend {name!r} ({source}) cannot run on {device}: {reason}')
             return name, source
     for name, candidate in BACKENDS.items():
-        if candidate.automatic and candidate.can_run(device)[0]:
+        if candidate.automatic and _can_run(name, device)[0]:
             return name, _AUTOMATIC
     raise AssertionError('the reference backend runs everywhere')
 
@@ -168,14 +222,23 @@ _AUTOMATIC = 'the fastest that can run'
 _warned = False
 
 
-def choose_backend(device: torch.device, backend: str | None) -> Backend:
-    """:func:`select_backend` for a call; warns once where only the slow one is left."""
+def choose_backend(device: torch.device, dtype: torch.dtype, backend: str | None) -> Backend:
+    """:func:`select_backend` for a call; warns once where only the slow one is left.
+
+    Backends that compute wrongly on ``device`` are left out.
+    """
     global _warned
     # The usual case, without the time of all questions.
-    if backend is _context is _ENVIRONMENT is None and device.type == 'cpu':
-        if (cpu := BACKENDS['cpu']).obstacle is None:
-            return cpu
+    cpu = BACKENDS['cpu']
+    if (
+        backend is _context is _ENVIRONMENT is cpu.obstacle is None
+        and device.type == 'cpu'
+        and not cpu.self_check
+    ):
+        return cpu
     name, source = select_backend(device, backend)
+    while not _passes_self_check(name, device, dtype):
+        name, source = select_backend(device, backend)
     if name == 'reference' and source is _AUTOMATIC and not _warned:
         _warned = True
         warnings.warn(

@@ -100,7 +100,7 @@ def dcnv3(
                 f'{name} must have shape {expected} (N, Ho, Wo, groups * K{" * 2" * (size - 1)}) '
                 f'for K = {points} points and {groups} groups, got {tuple(tensor.shape)}'
             )
-    return choose_backend(input.device, backend).call(
+    return choose_backend(input.device, input.dtype, backend).call(
         input,
         offset,
         mask,
