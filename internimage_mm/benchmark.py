@@ -1,4 +1,4 @@
-"""Time whole backbones on every backend, beside models of mmpretrain; results are checked first."""
+"""Time whole backbones on every backend, and models of mmpretrain; results are checked first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lets ``import torchvision`` succeed beside a PyTorch that its operators do not fit."""
+"""Lets ``import torchvision`` succeed with a PyTorch that its operators do not fit."""
 
 import contextlib
 import importlib.util
@@ -14,7 +14,7 @@ def define_torchvision_schemas() -> None:
     Done when ``internimage_mm`` is imported, because torchvision may be imported at any time after.
     Does nothing where torchvision is missing or imported already.
 
-    The package index holds only CUDA builds of torchvision for Linux. Beside a CPU build of PyTorch
+    The package index holds only CUDA builds of torchvision for Linux. With a CPU build of PyTorch
     its library does not load, which torchvision tolerates, except that it registers fake kernels
     for ``nms`` whose schema the library should have brought. mmpretrain imports torchvision, so
     without the two schemas classification does not start. The operators themselves stay

@@ -74,7 +74,7 @@ def conflicts() -> list[str]:
             )
     if (mmcv or installed('onedl-mmcv')) and (error := import_error('mmcv._ext')):
         found.append(
-            f'mmcv has no usable operators ({error}): build it beside your torch with '
+            f'mmcv has no usable operators ({error}): build it with your torch with '
             'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
             '--force-reinstall --no-deps mmcv==2.1.0'
         )

@@ -50,6 +50,13 @@ def check_output(path: str | Path) -> None:
         raise UserError(f'{path} cannot be written: {error}') from error
 
 
+def check_folder(path: str | Path) -> None:
+    """Raise a :class:`UserError` if ``path`` or what it is in exists and is no folder."""
+    for folder in (Path(path), *Path(path).parents):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UserError(f'{path} cannot be a folder: {folder} exists and is none')
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, and the folders that it is in; it is complete or not there.
 

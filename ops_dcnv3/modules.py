@@ -90,11 +90,12 @@ def build_norm(
     return nn.Sequential(*layers)
 
 
-def _either(name: str, value: Any, alias: str, other: Any) -> Any:
-    """The value of an argument that has two names."""
+def _either(**argument: Any) -> tuple[str, Any]:
+    """The name that was used of an argument that has two, and its value."""
+    (name, value), (alias, other) = argument.items()
     if value is not None and other is not None and value != other:
         raise ValueError(f'{name} and {alias} are one argument, got {value} and {other}')
-    return other if value is None else value
+    return (alias, other) if value is None else (name, value)
 
 
 class DCNv3(nn.Module):
@@ -151,11 +152,13 @@ class DCNv3(nn.Module):
         groups: int | None = None,
     ) -> None:
         super().__init__()
-        pad = _either('pad', pad, 'padding', padding)
-        group = _either('group', group, 'groups', groups)
+        pad_name, pad = _either(pad=pad, padding=padding)
+        group_name, group = _either(group=group, groups=groups)
         group = 4 if group is None else group
         if group < 1 or channels % group:
-            raise ValueError(f'group must divide channels, got group={group}, channels={channels}')
+            raise ValueError(
+                f'{group_name} must divide channels, got {group_name}={group}, channels={channels}'
+            )
         self.channels = channels
         self.kernel_size = pair('kernel_size', kernel_size, minimum=1)
         self.stride = pair('stride', stride, minimum=1)
@@ -170,13 +173,13 @@ class DCNv3(nn.Module):
         height, width = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
         if height % 2 or width % 2:
             raise ValueError(
-                'no pad keeps the size at stride 1: dilation * (kernel_size - 1) must be even, got '
-                f'dilation={dilation}, kernel_size={kernel_size}'
+                'no padding keeps the size at stride 1: dilation * (kernel_size - 1) must be even, '
+                f'got dilation={dilation}, kernel_size={kernel_size}'
             )
         self.pad = (height // 2, width // 2)
-        if pad is not None and pair('pad', pad, minimum=0) != self.pad:
+        if pad is not None and pair(pad_name, pad, minimum=0) != self.pad:
             raise ValueError(
-                f'pad must be {self.pad}, which keeps the size at stride 1, for '
+                f'{pad_name} must be {self.pad}, which keeps the size at stride 1, for '
                 f'kernel_size={kernel_size} and dilation={dilation}, got {pad}; leave it out'
             )
         if center_feature_scale and self.stride != (1, 1):
@@ -224,8 +227,12 @@ class DCNv3(nn.Module):
         """Map ``(N, H, W, C)`` to ``(N, Ho, Wo, C)``.
 
         Raises:
-            ValueError: ``x`` is not a 4-d tensor with ``channels`` channels last.
+            TypeError: ``x`` is not a floating-point tensor.
+            ValueError: It is not a 4-d tensor with ``channels`` channels last.
         """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f'expected a floating-point tensor, got {found}')
         if x.dim() != 4 or x.shape[-1] != self.channels:
             raise ValueError(
                 f'expected an input of shape (N, H, W, {self.channels}), got {tuple(x.shape)}'

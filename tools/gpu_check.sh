@@ -6,7 +6,7 @@
 #
 # Needs python3 with a CUDA build of torch, a C++ compiler and nvcc of torch's CUDA release; nothing of
 # OpenMMLab. --official names the folder `ops_dcnv3` of InternImage with `DCNv3` built in place, --dcnv4
-# one that holds the built package `DCNv4`; the benchmark times these ops beside ours. PYTHON chooses
+# one that holds the built package `DCNv4`; the benchmark times these ops with ours. PYTHON chooses
 # another interpreter. The exit status is that of the first step that failed; later steps run all the
 # same.
 set -uo pipefail

@@ -16,6 +16,7 @@ from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
 from internimage_mm.commands import (
     ConfigOptions,
     UserError,
+    check_folder,
     check_output,
     dataset_meta,
     load_config,
@@ -108,8 +109,7 @@ def pictures_to_draw(image: str, out: str) -> dict[str, str]:
         UserError: There is no image, or no picture can be written under the name.
     """
     if osp.isdir(image):
-        if osp.exists(out) and not osp.isdir(out):
-            raise UserError(f'--out {out} must be a folder, as {image} is')
+        check_folder(out)
         names = sorted(entry.name for entry in os.scandir(image) if entry.is_file())
         pictures = {
             osp.join(image, name): osp.join(out, name)

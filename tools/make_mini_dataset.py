@@ -4,6 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
+from internimage_mm.commands import check_folder, reports_user_errors
 from internimage_mm.data import (
     MINI_ADE20K_CLASSES,
     MINI_COCO_CLASSES,
@@ -43,8 +44,10 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     return parser, parser.parse_args(argv)
 
 
+@reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse_args(argv)
+    check_folder(args.out)
     for key in MAKERS if args.dataset == 'all' else [args.dataset]:
         name, make, classes = MAKERS[key]
         root = args.out / name

@@ -11,6 +11,7 @@ from internimage_mm.commands import (
     ConfigOptions,
     UserError,
     check_data,
+    check_folder,
     check_launcher,
     check_output,
     load_config,
@@ -114,6 +115,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         raise UserError(f'checkpoint {args.checkpoint} does not exist')
     if args.out:
         check_output(args.out)
+    if args.show_dir:
+        check_folder(args.show_dir)
     check_data(cfg, 'test')
     if args.show or args.show_dir:
         enable_pictures(cfg, args.show, args.show_dir, args.wait_time)

@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from internimage_mm.checkpoint import (
-    extract_state_dict,
     initialize_strictly,
-    load_backbone_checkpoint,
+    load_backbone,
     named_checkpoints,
-    read_checkpoint,
     watch_models_with,
 )
 from ops_dcnv3 import fast_cpu
@@ -32,7 +30,7 @@ STRIDE = 32
 
 
 class LeadInternImage(InternImage):
-    """The second backbone: no stem of its own, and a scale for what it is fed at each level."""
+    """The second backbone: no stem of its own, and a scale for what it is fed at each stage."""
 
     def __init__(self, **settings) -> None:
         super().__init__(**settings)
@@ -43,21 +41,21 @@ class LeadInternImage(InternImage):
     def forward(  # type: ignore[override]
         self, x: Tensor, feedback: Sequence[Tensor]
     ) -> tuple[Tensor, ...]:
-        """Run the levels on the stem's output.
+        """Run the stages on the stem's output.
 
         Args:
             x: Output of the stem, (N, H, W, C).
-            feedback: What is added before each level, scaled, (N, H / 2**i, W / 2**i, C * 2**i).
+            feedback: What is added before each stage, scaled, (N, H / 2**i, W / 2**i, C * 2**i).
 
         Returns:
             The features of ``out_indices``, NCHW.
         """
         features = []
-        for i, level in enumerate(self.levels):
+        for i, stage in enumerate(self.levels):
             # The official code multiplies with the scale rounded to float16. Without the rounding
             # the features of an official checkpoint move by up to 1e-3.
             scale = self.get_parameter(f'gamma{i}').half()
-            x, feature = level(x + (scale * feedback[i]).to(x.dtype))
+            x, feature = stage(x + (scale * feedback[i]).to(x.dtype))
             if i in self.out_indices:
                 features.append(fast_cpu.channels_first(feature))
         return tuple(features)
@@ -67,8 +65,8 @@ class LeadInternImage(InternImage):
 class CBInternImage(BaseModule):
     """Two InternImage backbones: the features of the assisting one are fed to the lead one.
 
-    Both see the output of one stem. Before its level ``i``, the lead backbone gets the sum of the
-    assisting backbone's features of the levels ``i`` to 3, each brought to the channels of level
+    Both see the output of one stem. Before its stage ``i``, the lead backbone gets the sum of the
+    assisting backbone's features of the stages ``i`` to 3, each brought to the channels of stage
     ``i`` (1x1 convolution) and to its size (nearest neighbour), times a scale per channel that
     starts at 0.
 
@@ -77,9 +75,9 @@ class CBInternImage(BaseModule):
 
     Args:
         arch: As of :class:`InternImage`.
-        out_indices: Levels to return, of the assisting and of the lead backbone. If the first has
-            one more than the second, its first level is not returned (the official configs give
-            ``[(0, 1, 2, 3), (1, 2, 3)]``, where level 0 serves the feedback only). Default
+        out_indices: Stages to return, of the assisting and of the lead backbone. If the first has
+            one more than the second, its first stage is not returned (the official configs give
+            ``[(0, 1, 2, 3), (1, 2, 3)]``, where stage 0 serves the feedback only). Default
             ``[(1, 2, 3), (1, 2, 3)]``.
         cb_zero_init: Accepted and without effect, as in the official code: the scales start at 0.
         cb_del_stages: 1, as in all official configs.
@@ -134,10 +132,10 @@ class CBInternImage(BaseModule):
         super().__init__(init_cfg=pretrained_init_cfg(init_cfg, pretrained))
         watch_models_with(self)
         if not isinstance(out_indices, (list, tuple)) or [
-            isinstance(levels, (list, tuple)) for levels in out_indices
+            isinstance(stages, (list, tuple)) for stages in out_indices
         ] != [True, True]:
             raise ValueError(
-                'out_indices of CBInternImage must be two sequences of levels, of the assisting '
+                'out_indices of CBInternImage must be two sequences of stages, of the assisting '
                 f'and of the lead backbone, got {out_indices}'
             )
         if cb_del_stages != 1:
@@ -192,12 +190,12 @@ class CBInternImage(BaseModule):
         else:
             initialize_strictly(self, self._load)
 
-    def _load(self, path: str, prefix: str | None) -> None:
-        if any('cb_modules.' in name for name in extract_state_dict(read_checkpoint(path), path)):
-            load_backbone_checkpoint(self, path, prefix)
+    def _load(self, state_dict: dict[str, Tensor], path: str, prefix: str | None) -> None:
+        if any('cb_modules.' in name for name in state_dict):
+            load_backbone(self, state_dict, path, prefix)
         else:
             assisting, lead = self.cb_modules
-            load_backbone_checkpoint(assisting, path, prefix)
+            load_backbone(assisting, state_dict, path, prefix)
             lead.levels.load_state_dict(assisting.levels.state_dict())
 
     def forward(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -210,8 +208,8 @@ class CBInternImage(BaseModule):
         assisting, lead = self.cb_modules
         stem = x = assisting.pos_drop(assisting.patch_embed(x))
         features = []
-        for level in assisting.levels:
-            x, feature = level(x)
+        for stage in assisting.levels:
+            x, feature = stage(x)
             features.append(fast_cpu.channels_first(feature))
         outputs = tuple(features[i] for i in assisting.out_indices)
         return outputs[self.skipped :], lead(stem, self._feedback(features))

@@ -14,14 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from internimage_mm.checkpoint import (
     initialize_strictly,
-    load_backbone_checkpoint,
+    load_backbone,
     named_checkpoints,
     watch_models_with,
 )
 from ops_dcnv3 import fast_cpu
 from ops_dcnv3.modules import DCNv3, build_activation, build_norm
 
-from .settings import CORE_OPS, NUM_STAGES, Settings, UnlessArch, unless_arch
+from .settings import CORE_OPS, NUM_STAGES, Settings, UnlessArch, integers, unless_arch
 
 
 class DropPath(nn.Module):
@@ -203,9 +203,9 @@ class InternImage(BaseModule):
             ``unless_arch(...)`` by those of the released size; single arguments override it.
         core_op: ``'DCNv3'`` takes the fastest backend of the op, ``'DCNv3_pytorch'`` the plain
             PyTorch one.
-        channels: Channels C of the first level, doubled at each further one.
-        depths: Blocks of the four levels.
-        groups: Groups of the op in the four levels.
+        channels: Channels C of the first stage, doubled at each further one.
+        depths: Blocks of the four stages.
+        groups: Groups of the op in the four stages.
         mlp_ratio: Hidden over outer channels of the MLP.
         drop_rate: Dropout after the stem and in the MLP.
         drop_path_rate: Stochastic depth.
@@ -219,15 +219,15 @@ class InternImage(BaseModule):
         post_norm: Norm after instead of before the layer of a branch.
         res_post_norm: Norm before and after it.
         dw_kernel_size: Kernel of the depth-wise branch; None: 3.
-        level2_post_norm: Norms on the residual stream of the third level.
+        level2_post_norm: Norms on the residual stream of the third stage.
         level2_post_norm_block_ids: After which blocks they stand.
         center_feature_scale: Mix the op's output with its input.
         remove_center: Sample without the central point.
         use_dcn_v4_op: Accepted; selects another kernel for the same function in the official
             code and has no effect here.
         with_cp: Recompute blocks in the backward pass to save memory.
-        out_indices: Levels to return, in level order; negative ones count from the end.
-        frozen_stages: Number of levels kept frozen, -1 or 0 for none. The stem is never frozen, as
+        out_indices: Stages to return, in their order; negative ones count from the end.
+        frozen_stages: Number of stages kept frozen, -1 or 0 for none. The stem is never frozen, as
             in the official code.
         norm_eval: Keep batch norms in evaluation mode.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` reads official files of every
@@ -235,7 +235,7 @@ class InternImage(BaseModule):
         pretrained: The same as a string, as configs before mmengine have it.
 
     Raises:
-        TypeError: Unknown argument; ``pretrained`` is no string.
+        TypeError: Unknown argument; ``pretrained`` is no string, or a number no int.
         ValueError: Unknown ``arch``, settings that do not fit one another, or both ``init_cfg`` and
             ``pretrained``.
     """
@@ -339,14 +339,14 @@ class InternImage(BaseModule):
         if self.is_init or not named_checkpoints(self.init_cfg):
             super().init_weights()
         else:
-            initialize_strictly(self, partial(load_backbone_checkpoint, self))
+            initialize_strictly(self, partial(load_backbone, self))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Map images (N, 3, H, W) to one NCHW feature for each of ``out_indices``."""
         x = self.pos_drop(self.patch_embed(x))
         features = []
-        for i, level in enumerate(self.levels):
-            x, feature = level(x)
+        for i, stage in enumerate(self.levels):
+            x, feature = stage(x)
             if i in self.out_indices:
                 features.append(fast_cpu.channels_first(feature))
         return tuple(features)
@@ -361,15 +361,15 @@ class InternImage(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        for level in self.levels[: max(self.frozen_stages, 0)]:
-            level.eval()
-            level.requires_grad_(False)
+        for stage in self.levels[: max(self.frozen_stages, 0)]:
+            stage.eval()
+            stage.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for mmpretrain's layer-decay constructor.
 
         The rule is that of the official classification optimizer: blocks count from the first to
-        the last one, the stem belongs to the first block, downsampling and end norm of a level to
+        the last one, the stem belongs to the first block, downsampling and end norm of a stage to
         the first block of the next one, and everything else to the last block.
 
         Returns:
@@ -382,11 +382,11 @@ class InternImage(BaseModule):
         if parts[0] == 'patch_embed':
             return 0, num_layers
         if parts[0] == 'levels':
-            level = int(parts[1])
+            stage = int(parts[1])
             if parts[2] == 'blocks':
-                return sum(self.depths[:level]) + int(parts[3]), num_layers
-            if parts[2] in ('downsample', 'norm') and level < NUM_STAGES - 1:
-                return sum(self.depths[: level + 1]), num_layers
+                return sum(self.depths[:stage]) + int(parts[3]), num_layers
+            if parts[2] in ('downsample', 'norm') and stage < NUM_STAGES - 1:
+                return sum(self.depths[: stage + 1]), num_layers
         return num_layers - 1, num_layers
 
 
@@ -412,11 +412,11 @@ def pretrained_init_cfg(
 
 
 def _stage_indices(out_indices: int | Sequence[int]) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-    stages = sorted(i + NUM_STAGES if i < 0 else i for i in indices)
+    indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    stages = sorted(i + NUM_STAGES if i < 0 else i for i in integers('out_indices', indices))
     if not stages or len(set(stages)) != len(stages) or stages[0] < 0 or stages[-1] >= NUM_STAGES:
         raise ValueError(
-            f'out_indices must be different levels from 0 to {NUM_STAGES - 1}, got {out_indices}'
+            f'out_indices must be different stages from 0 to {NUM_STAGES - 1}, got {out_indices}'
         )
     return tuple(stages)
 

@@ -31,11 +31,19 @@ def unless_arch(value: T) -> T:
     return cast(T, UnlessArch(value))
 
 
+def integers(name: str, value: Any) -> tuple[int, ...]:
+    """A sequence of ints as a tuple, or a TypeError that names the argument."""
+    if not isinstance(value, Sequence) or not all(isinstance(entry, int) for entry in value):
+        raise TypeError(f'{name} must be a sequence of ints, got {value!r}')
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Settings:
     """Constructor arguments of :class:`InternImage` that shape the network, checked.
 
     Raises:
+        TypeError: A number of channels, blocks or groups is no int.
         ValueError: A value that no InternImage can have.
     """
 
@@ -72,8 +80,10 @@ class Settings:
         )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.channels, int):
+            raise TypeError(f'channels must be an int, got {self.channels!r}')
         for name in ('depths', 'groups'):
-            if len(getattr(self, name)) != NUM_STAGES:
+            if len(integers(name, getattr(self, name))) != NUM_STAGES:
                 raise ValueError(
                     f'{name} must have {NUM_STAGES} entries, got {getattr(self, name)}'
                 )
@@ -84,7 +94,7 @@ class Settings:
         for i, group in enumerate(self.groups):
             if group < 1 or self.stage_channels(i) % group:
                 raise ValueError(
-                    f'groups must divide the channels of their level: level {i} has '
+                    f'groups must divide the channels of their stage: stage {i} has '
                     f'{self.stage_channels(i)} channels and {group} groups '
                     f'(channels={self.channels}, groups={list(self.groups)})'
                 )
@@ -101,7 +111,7 @@ class Settings:
             if not ids or len(set(ids)) != len(ids) or not all(0 <= i < depth for i in ids):
                 raise ValueError(
                     'level2_post_norm needs level2_post_norm_block_ids, different block indices of '
-                    f'the {depth} blocks of level 2, got {ids}'
+                    f'the {depth} blocks of stage 2, got {ids}'
                 )
 
     def stage_channels(self, stage: int) -> int:

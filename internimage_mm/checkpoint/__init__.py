@@ -15,7 +15,7 @@ from .loading import (
     check_state_dict,
     fit_state_dict,
     initialize_strictly,
-    load_backbone_checkpoint,
+    load_backbone,
     named_checkpoints,
 )
 from .reader import CheckpointError, CheckpointNotFoundError, read_checkpoint
@@ -31,7 +31,7 @@ __all__ = [
     'extract_state_dict',
     'fit_state_dict',
     'initialize_strictly',
-    'load_backbone_checkpoint',
+    'load_backbone',
     'named_checkpoints',
     'read_checkpoint',
     'register_loaders',

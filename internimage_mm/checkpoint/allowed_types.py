@@ -1,4 +1,4 @@
-"""The types beside PyTorch's own that checkpoints may hold when we or mmengine read them.
+"""The types besides PyTorch's own that checkpoints may hold when we or mmengine read them.
 
 ``torch.load`` defaults to ``weights_only=True`` since PyTorch 2.6 and then refuses the log history
 (``HistoryBuffer``, which holds NumPy arrays) in the ``message_hub`` of every checkpoint that

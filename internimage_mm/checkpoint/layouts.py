@@ -115,8 +115,8 @@ def describe_backbone(state_dict: Mapping[str, Tensor]) -> str:
     )
     blocks = [re.search(r'(?:^|\.)levels\.(\d+)\.blocks\.(\d+)\.', k) for k in state_dict]
     depths: dict[int, int] = {}
-    for level, block in (map(int, match.groups()) for match in blocks if match):
-        depths[level] = max(depths.get(level, 0), block + 1)
+    for stage, block in (map(int, match.groups()) for match in blocks if match):
+        depths[stage] = max(depths.get(stage, 0), block + 1)
     if channels is None or not depths:
         return ''
     return f'{channels} channels, depths {"-".join(str(depths[i]) for i in sorted(depths))}'

@@ -115,7 +115,9 @@ def named_checkpoints(init_cfg: dict | Sequence[dict] | None) -> list[dict]:
     return [cfg for cfg in _entries(init_cfg) if _is_pretrained(cfg)]
 
 
-def initialize_strictly(backbone: BaseModule, load: Callable[[str, str | None], None]) -> None:
+def initialize_strictly(
+    backbone: BaseModule, load: Callable[[dict[str, Tensor], str, str | None], None]
+) -> None:
     """Do what ``backbone.init_cfg`` says, as mmengine does, but load checkpoints with ``load``.
 
     mmengine's own loading knows no official layout and logs a line where nothing fits.
@@ -123,11 +125,12 @@ def initialize_strictly(backbone: BaseModule, load: Callable[[str, str | None], 
     Args:
         backbone: A backbone with an ``init_cfg``: a dict or a list of them, of which any may name a
             checkpoint (type ``Pretrained``). Those come last, as in mmengine.
-        load: Takes ``checkpoint`` and ``prefix`` of an entry.
+        load: Takes the weights in a checkpoint, and ``checkpoint`` and ``prefix`` of the entry.
     """
     initialize(backbone, [cfg for cfg in _entries(backbone.init_cfg) if not _is_pretrained(cfg)])
     for cfg in named_checkpoints(backbone.init_cfg):
-        load(cfg['checkpoint'], cfg.get('prefix'))
+        path = cfg['checkpoint']
+        load(extract_state_dict(read_checkpoint(path), path), path, cfg.get('prefix'))
     backbone.is_init = True
 
 
@@ -142,26 +145,26 @@ def _entries(init_cfg: dict | Sequence[dict] | None) -> Sequence[dict]:
     return [init_cfg] if isinstance(init_cfg, dict) else init_cfg or ()
 
 
-def load_backbone_checkpoint(backbone: nn.Module, path: str, prefix: str | None = None) -> None:
-    """Fill an InternImage backbone from any official checkpoint, or raise.
+def load_backbone(
+    backbone: nn.Module, state_dict: Mapping[str, Tensor], path: str, prefix: str | None = None
+) -> None:
+    """Fill an InternImage backbone with the weights of any official checkpoint, or raise.
 
-    ImageNet classification, detection and segmentation checkpoints work alike, in every layout that
-    :func:`extract_state_dict` knows. What is not backbone (classifier, neck, heads) is left out.
+    ImageNet classification, detection and segmentation checkpoints work alike. What is not backbone
+    (classifier, neck, heads) is left out.
 
     Args:
         backbone: The backbone to fill, in place.
-        path: As of :func:`read_checkpoint`.
-        prefix: What stands before the backbone's names in the file, e.g. ``'backbone'``. Default:
-            ``'backbone'`` if the file has names that start so, else nothing.
+        state_dict: As of :func:`extract_state_dict`.
+        path: Where the weights come from, for messages.
+        prefix: What stands before the backbone's names, e.g. ``'backbone'``. Default:
+            ``'backbone'`` if there are names that start so, else nothing.
 
     Raises:
-        CheckpointNotFoundError: There is no such file.
-        CheckpointError: The file cannot be read, holds no backbone, or that of another variant.
-            Only ``gamma1`` and ``gamma2`` may be missing, and only all of them, as in the official
-            ImageNet checkpoint of InternImage-T; they keep their values (1.0 in the det. and seg.
-            configs).
+        CheckpointError: There is no backbone, or that of another variant. Only ``gamma1`` and
+            ``gamma2`` may be missing, and only all of them, as in the official ImageNet checkpoint
+            of InternImage-T; they keep their values (1.0 in the det. and seg. configs).
     """
-    state_dict = extract_state_dict(read_checkpoint(path), str(path))
     weights = fit_backbone(state_dict, backbone, path, prefix)
     backbone.load_state_dict(weights, strict=False)
     print_log(

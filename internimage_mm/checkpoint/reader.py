@@ -89,6 +89,8 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
             raise CheckpointError(f'{name} is not a checkpoint but {what}; delete it and try again')
     if path.endswith('.safetensors'):
         checkpoint = _read_safetensors(path, name, map_location)
+    elif start and not start.startswith((b'pk', b'\x80')):  # neither a zip file nor a pickle
+        raise CheckpointError(f'{name} is not a checkpoint: it begins with {start[:20]!r}')
     else:
         checkpoint = _read_torch(path, name, map_location, mmap and zipfile.is_zipfile(path))
     check_names(checkpoint, name)
@@ -149,7 +151,7 @@ def _read_safetensors(path: str, name: str, map_location: Any) -> dict:
             f'{name} needs the safetensors package: pip install safetensors'
         ) from exc
     try:
-        return safetensors.torch.load_file(path, device=str(map_location))
+        return safetensors.torch.load_file(path, device=str(map_location or 'cpu'))
     except Exception as exc:
         raise CheckpointError(
             f'{name} is truncated or not a safetensors file '

@@ -66,15 +66,15 @@ def watch_models_with(backbone: nn.Module) -> None:
 
 def _noting_source(load: Callable) -> Callable:
     @functools.wraps(load)  # mmengine logs the name
-    def load_and_note(filename: str, *args: Any, **kwargs: Any) -> dict:
+    def load_and_note(filename: str, map_location: Any = None, **kwargs: Any) -> dict:
         if str(filename).endswith('.safetensors'):
-            checkpoint = read_checkpoint(filename)
+            checkpoint = read_checkpoint(filename, map_location)
         else:
             try:
                 with torch.serialization.safe_globals(ALLOWED):
-                    checkpoint = load(filename, *args, **kwargs)
-            except Exception:
-                checkpoint = read_checkpoint(filename)  # says in one line what is wrong
+                    checkpoint = load(filename, map_location, **kwargs)
+            except Exception:  # ours says in one line what is wrong
+                checkpoint = read_checkpoint(filename, map_location)
         check_names(checkpoint, filename)
         if 'state_dict' not in checkpoint:
             return _with_source(checkpoint, filename)

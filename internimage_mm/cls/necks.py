@@ -89,7 +89,7 @@ class AttentionPooling(nn.Module):
 
 @MODELS.register_module()
 class AttentionPoolingNeck(BaseModule):
-    """The CLIP projector of InternImage-H and G: the two last levels, pooled by attention.
+    """The CLIP projector of InternImage-H and G: the two last stages, pooled by attention.
 
     The last feature goes through a 1x1 convolution and a pixel shuffle to the resolution of the one
     before it, the two are added, and the query of the attention is the mean over the image. Takes

@@ -4,15 +4,27 @@ import difflib
 import importlib.util
 import inspect
 import os.path as osp
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.config.utils import ConfigParsingError
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    MODELS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    TRANSFORMS,
+)
 from mmengine.runner import Runner
 
 from ..errors import UserError
+from ..output_file import check_folder
 
 _SHOWN = 6  # places listed in a message
 _LIBRARIES = {
@@ -26,6 +38,8 @@ _READ = {
     *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters'),
     *('model_wrapper_cfg', 'sync_bn', 'test_with_tta', 'tta_model', 'tta_pipeline'),
 }
+# What builds the parts of a config that a user sets.
+_REGISTRIES = (MODELS, DATASETS, TRANSFORMS, HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, LOOPS, METRICS)
 
 
 class ConfigOptions(DictAction):
@@ -48,7 +62,8 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
 
     Raises:
         UserError: No such file, not Python, a missing ``_base_``, the library that it is for
-            (mmdet, mmseg or mmpretrain) is not installed, or nothing reads one of the options.
+            (mmdet, mmseg or mmpretrain) is not installed, nothing reads one of the options, or the
+            work dir is no folder.
     """
     if not osp.isfile(path):
         raise UserError(f'config {path} does not exist{_similar_configs(path)}')
@@ -73,20 +88,20 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
     if scope in _LIBRARIES and importlib.util.find_spec(scope) is None:
         raise UserError(f'config {path} needs {scope}: pip install "{_LIBRARIES[scope]}"')
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(path).stem)
+    check_folder(cfg.work_dir)
     return cfg
 
 
 def _apply(options: dict, cfg: Config, path: str) -> None:
     for option in options:
         nothing = f'--cfg-options {option}=... would change nothing: '
-        first, *rest = option.split('.')
+        first = option.split('.')[0]
         if first not in cfg and first not in _READ:
             hint = _nearest(first, {*cfg, *_READ}, 0.6)
             raise UserError(f'{nothing}config {path} has no {first}{hint}')
         if first in cfg and first not in _READ:
-            read = {key: value for key, value in cfg.items() if key in _READ}
             places = sorted(  # stable
-                _places_of(cfg[first], read), key=lambda place: place.split('.')[-1] != first
+                _uses_of(first, cfg), key=lambda place: place.split('.')[-1] != first
             )
             shown = (
                 f'. Its value is in {", ".join(places[:_SHOWN])}'
@@ -96,26 +111,61 @@ def _apply(options: dict, cfg: Config, path: str) -> None:
                 f'{nothing}{first} is a variable of config {path}, which has used it already'
                 f'{shown if places else ""}'
             )
-        node = cfg.get(first)
-        for part in rest[:-1]:
-            if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
-                node = node[int(part)]
-                continue
-            if not isinstance(node, dict):
-                break
-            if part not in node and (hint := _nearest(part, node, 0.8)):
-                raise UserError(f'{nothing}there is no {part} in config {path}{hint}')
-            node = node.get(part)
+        if misspelt := _misspelt(option, options, cfg):
+            part, hint = misspelt
+            raise UserError(
+                f'--cfg-options {option}=...: there is no {part} in config {path}{hint}'
+            )
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise UserError(f'--cfg-options do not fit config {path}: {error.args[0]}') from error
 
 
+def _misspelt(option: str, options: dict, cfg: Config) -> tuple[str, str] | None:
+    """A key in an option that is new to the config but almost another one, and a hint at that.
+
+    Other new keys may be what a class takes, or what a library takes out before it builds one.
+    """
+    first, *rest = option.split('.')
+    node, place = cfg.get(first), first
+    for part in rest:
+        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif not isinstance(node, dict):
+            return None
+        elif part in node:
+            node = node[part]
+        else:
+            kind = options.get(f'{place}.type', node.get('type'))
+            taken = _arguments(kind, cfg.get('default_scope'))
+            hint = '' if part in taken else _nearest(part, {*node, *taken}, 0.8)
+            return (part, hint) if hint else None
+        place = f'{place}.{part}'
+    return None
+
+
+def _arguments(kind: Any, scope: str | None) -> set[str]:
+    """The arguments of what is registered as ``kind``, and of its bases, which get the rest."""
+    names: set[str] = set()
+    for root in _REGISTRIES if isinstance(kind, str) else ():
+        with root.switch_scope_and_registry(scope) as registry:
+            for cls in getattr(registry.get(kind), '__mro__', ()):
+                names.update(inspect.signature(cls.__init__).parameters)
+    return names
+
+
+def _uses_of(variable: str, cfg: Config) -> Iterator[str]:
+    """Where a config has the value of a variable and is written with it."""
+    pattern = rf'(\w+)[\'"]?\s*[=:][^=:]*?\b{variable}\b(?!\s*=)'
+    keys = set(re.findall(pattern, cfg.text))
+    for place in _places_of(cfg[variable], {k: v for k, v in cfg.items() if k in _READ}):
+        if keys & set(place.split('.')):
+            yield place
+
+
 def _places_of(value: Any, node: Any, place: str = '') -> Iterator[str]:
-    """Where in a config a variable's value is, or a text that begins with it (``data_root``)."""
-    if value is None or isinstance(value, bool):
-        return  # such values are anywhere
+    """Where a value is in a config, or a text that begins with it (``data_root``)."""
     begins = isinstance(value, str) and value and isinstance(node, str) and node.startswith(value)
     if begins or (type(node) is type(value) and node == value):
         yield place

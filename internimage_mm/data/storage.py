@@ -72,8 +72,13 @@ def write_dataset(
         if found == settings:
             return False
         if not overwrite:
+            different = ', '.join(
+                f'{key} {found.get(key)} instead of {value}'
+                for key, value in settings.items()
+                if found.get(key) != value
+            )
             raise FileExistsError(
-                f'{root} holds a data set with the settings {found}, wanted {settings}; '
+                f'{root} holds a data set with {different}; '
                 'the option overwrite replaces it; or choose another folder'
             )
 

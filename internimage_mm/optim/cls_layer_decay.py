@@ -17,9 +17,9 @@ class ClassificationLayerDecayOptimizerConstructor(LayerWiseConstructor):
     """Optimizer constructor of the ImageNet fine-tunings with layer decay.
 
     The learning rate of a parameter is ``lr * layer_decay_rate ** k``, ``k`` being the number of
-    backbone blocks after its own: 0 for the last block, the end norm of the last level, the norms
-    between blocks of the third level, neck and head; the stem belongs to the first block,
-    downsampling and end norm of the other levels to the first block of the next level. This is
+    backbone blocks after its own: 0 for the last block, the end norm of the last stage, the norms
+    between blocks of the third stage, neck and head; the stem belongs to the first block,
+    downsampling and end norm of the other stages to the first block of the next stage. This is
     another rule than that of the detection and segmentation release
     (:class:`CustomLayerDecayOptimizerConstructor`). Parameters whose name contains ``offset`` or
     ``center_feature_scale_proj`` get ``dcn_lr_mult`` times that. One-dimensional parameters are not

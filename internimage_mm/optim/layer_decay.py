@@ -17,7 +17,7 @@ _SEG_LAYER_0 = tuple(
 
 
 def _find_backbones(model: nn.Module) -> dict[str, list[int]]:
-    """Name (empty for ``model`` itself) -> blocks per level of every InternImage in ``model``."""
+    """Name (empty for ``model`` itself) -> blocks per stage of every InternImage in ``model``."""
     return {
         name: [len(list(level.blocks.children())) for level in module.levels.children()]
         for name, module in model.named_modules()
@@ -34,7 +34,7 @@ class CustomLayerDecayOptimizerConstructor(LayerWiseConstructor):
     ``lr * layer_decay_rate ** (num_layers + 1 - id)``:
 
     ==========================================  ==================================================
-    parameter                                   layer id (``d``: blocks of each level)
+    parameter                                   layer id (``d``: blocks of each stage)
     ==========================================  ==================================================
     backbone ``patch_embed``                    0
     backbone ``levels.i.blocks.j``              ``1 + j + sum(d[:i])``
@@ -74,7 +74,7 @@ class CustomLayerDecayOptimizerConstructor(LayerWiseConstructor):
             - ``layer_decay_rate`` (float): Learning-rate factor from one layer to the layer
               before it, in (0, 1]. Required.
             - ``num_layers`` (int), ``depths`` (Sequence[int]): Number of blocks of the backbone,
-              and of each of its levels, as official configs give them. They are found in the
+              and of each of its stages, as official configs give them. They are found in the
               model; where they are given, they must agree with it.
             - ``backbone_small_lr`` (bool): Multiply every learning rate that is decayed by a
               further 0.1. Defaults to False.
@@ -186,7 +186,7 @@ def _layer_id(
             level, kind, *rest = name.removeprefix(f'{prefix}levels.').split('.')
             if kind in ('blocks', 'post_norms'):
                 return 1 + sum(depths[: int(level)]) + int(rest[0])
-            # What closes a level belongs to the next one; the last level's falls back to its own
+            # What closes a stage belongs to the next one; the last stage's falls back to its own
             # first block. Official behaviour.
             return 1 + sum(depths[: min(int(level) + 1, 3)])
     return sum(depths) + 1

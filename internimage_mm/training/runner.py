@@ -1,7 +1,6 @@
 """mmengine's runner with checkpoints that always fit, are read safely and survive a SIGKILL."""
 
 import logging
-import os
 import os.path as osp
 from typing import Any
 
@@ -15,11 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..checkpoint import CheckpointError, fit_state_dict, read_checkpoint
+from ..output_file import renamed_when_complete
 from .model import reports_model_errors
 from .resume import SaveThenRemoveHook
 
-# One name for all: what a killed process leaves behind is overwritten by the next save.
-_UNFINISHED = 'unfinished_checkpoint.tmp'
 # Hundreds of lines before the first iteration. The log file has them, the work dir the config.
 _LONG = ('Config:\n', 'Hooks will be executed in the following order:\n')
 
@@ -105,5 +103,5 @@ class InternImageRunner(Runner):
         if '://' in out_dir:  # object stores show an object when it is complete
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        super().save_checkpoint(out_dir, _UNFINISHED, *args, **kwargs)
-        os.replace(osp.join(out_dir, _UNFINISHED), osp.join(out_dir, filename))
+        with renamed_when_complete(osp.join(out_dir, filename)) as unfinished:
+            super().save_checkpoint(str(unfinished.parent), unfinished.name, *args, **kwargs)

@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--against',
         nargs='+',
         metavar='MODULE:FUNCTION',
-        help='ops with the signature of the official functions, timed beside ours',
+        help='ops with the signature of the official functions, timed with ours',
     )
     parser.add_argument(
         '--scaling', action='store_true', help='time images of 64 to 2048 pixels, in batches'

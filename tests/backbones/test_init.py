@@ -161,10 +161,13 @@ def test_override_of_the_whole_model(tmp_path):
                 detector.init_weights()
 
 
-def test_every_form_loads_into_the_composite_backbone(init_cfg):
+def test_every_form_loads_into_the_composite_backbone(init_cfg, monkeypatch):
     config = {**golden('l_like')['config'], 'out_indices': [(1, 2, 3), (1, 2, 3)]}
     model = CBInternImage(**config, init_cfg=init_cfg)
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, 'load', lambda *args, **kw: reads.append(args) or load(*args, **kw))
     model.init_weights()
+    assert len(reads) == 1
     weights = official_weights('l_like')
     for backbone in model.cb_modules:
         for key, value in backbone.levels.state_dict().items():

@@ -29,6 +29,9 @@ from ops_dcnv3 import DCNv3
         (dict(pretrained=3), TypeError, 'pretrained must be a path or URL or None, got 3'),
         (dict(pretrained='x', init_cfg=[]), ValueError, 'give init_cfg or pretrained, not both'),
         (dict(arch='nano'), ValueError, r"unknown arch 'nano'"),
+        (dict(channels=16.0), TypeError, r'channels must be an int, got 16\.0'),
+        (dict(depths=4), TypeError, 'depths must be a sequence of ints, got 4'),
+        (dict(out_indices='a'), TypeError, "out_indices must be a sequence of ints, got 'a'"),
         (dict(depths=[1, 1, 1]), ValueError, r'depths must have 4 entries, got \[1, 1, 1\]'),
         (dict(groups=[1] * 5), ValueError, r'groups must have 4 entries, got \[1, 1, 1, 1, 1\]'),
         (dict(depths=[1, 0, 1, 1]), ValueError, r'depths must be positive, got \[1, 0, 1, 1\]'),
@@ -37,9 +40,9 @@ from ops_dcnv3 import DCNv3
         (
             dict(groups=[1, 3, 4, 8]),
             ValueError,
-            r'level 1 has 32 channels and 3 groups \(channels=16, groups=\[1, 3, 4, 8\]\)',
+            r'stage 1 has 32 channels and 3 groups \(channels=16, groups=\[1, 3, 4, 8\]\)',
         ),
-        (dict(groups=[0, 2, 4, 8]), ValueError, 'level 0 has 16 channels and 0 groups'),
+        (dict(groups=[0, 2, 4, 8]), ValueError, 'stage 0 has 16 channels and 0 groups'),
         (dict(core_op='DCNv4'), ValueError, r"DCNv3, DCNv3_pytorch, got 'DCNv4'"),
         (dict(drop_path_type='cosine'), ValueError, "linear or uniform, got 'cosine'"),
         (dict(drop_path_rate=1.0), ValueError, r'drop_path_rate must be in \[0, 1\), got 1\.0'),
@@ -62,7 +65,7 @@ from ops_dcnv3 import DCNv3
             (
                 dict(level2_post_norm=True, level2_post_norm_block_ids=ids),
                 ValueError,
-                'level2_post_norm needs .* the 3 blocks of level 2, got',
+                'level2_post_norm needs .* the 3 blocks of stage 2, got',
             )
             for ids in (None, [], [3], [-1], [1, 1])
         ),
@@ -96,7 +99,7 @@ def test_pretrained_is_an_init_cfg(backbone):
 
 
 @pytest.mark.parametrize(
-    ('out_indices', 'levels'),
+    ('out_indices', 'stages'),
     [
         (0, [0]),
         (3, [3]),
@@ -107,16 +110,16 @@ def test_pretrained_is_an_init_cfg(backbone):
         ([-4, -3, -2, -1], [0, 1, 2, 3]),
     ],
 )
-def test_out_indices(out_indices, levels):
+def test_out_indices(out_indices, stages):
     x = images(1, 3, 33, 47)
     model = with_golden_weights(tiny(out_indices=out_indices)).eval()
     with torch.no_grad():
         outputs = model(x)
         every = with_golden_weights(tiny()).eval()(x)
-    assert isinstance(outputs, tuple) and len(outputs) == len(levels)
-    assert all(torch.equal(output, every[i]) for output, i in zip(outputs, levels, strict=True))
+    assert isinstance(outputs, tuple) and len(outputs) == len(stages)
+    assert all(torch.equal(output, every[i]) for output, i in zip(outputs, stages, strict=True))
     assert model.out_channels == [o.shape[1] for o in outputs]
-    # No level is left out of the state dict: official checkpoints have all.
+    # No stage is left out of the state dict: official checkpoints have all.
     assert model.state_dict().keys() == tiny().state_dict().keys()
 
 

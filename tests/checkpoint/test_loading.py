@@ -13,7 +13,6 @@ from internimage_mm.checkpoint import (
     CheckpointError,
     extract_state_dict,
     fit_state_dict,
-    load_backbone_checkpoint,
     loading,
 )
 
@@ -35,6 +34,11 @@ def official_weights(name='t_like'):
 
 def backbone(**changes):
     return InternImage(**{**T_LIKE['config'], **changes})
+
+
+def load(model, path, prefix=None):
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(path), prefix=prefix)
+    model.init_weights()
 
 
 CLASSIFIER = {
@@ -105,7 +109,7 @@ def test_every_official_layout_fills_the_backbone(tmp_path, layout):
     weights = official_weights()
     torch.save(LAYOUTS[layout](weights), tmp_path / 'official.pth')
     model = backbone()
-    load_backbone_checkpoint(model, tmp_path / 'official.pth')
+    load(model, tmp_path / 'official.pth')
     state = model.state_dict()
     assert state.keys() == weights.keys()
     for key, value in weights.items():
@@ -116,12 +120,12 @@ def test_prefix(tmp_path):
     weights = official_weights()
     torch.save(prefixed(weights, 'student.trunk.'), tmp_path / 'w.pth')
     model = backbone()
-    load_backbone_checkpoint(model, tmp_path / 'w.pth', prefix='student.trunk')
+    load(model, tmp_path / 'w.pth', prefix='student.trunk')
     assert torch.equal(model.state_dict()['levels.3.norm.0.bias'], weights['levels.3.norm.0.bias'])
     with pytest.raises(
         CheckpointError, match=r'like teacher\.patch_embed.* are needed, it has student'
     ):
-        load_backbone_checkpoint(model, tmp_path / 'w.pth', prefix='teacher.')
+        load(backbone(), tmp_path / 'w.pth', prefix='teacher.')
 
 
 def test_centers_are_left_out_where_the_model_has_none(tmp_path):
@@ -129,7 +133,7 @@ def test_centers_are_left_out_where_the_model_has_none(tmp_path):
     weights = official_weights()
     torch.save({'model': weights}, tmp_path / 'w.pth')
     model = backbone(remove_center=True)
-    load_backbone_checkpoint(model, tmp_path / 'w.pth')
+    load(model, tmp_path / 'w.pth')
     state = model.state_dict()
     for name, size, center in (('mask', 9, (4,)), ('offset', 18, (8, 9))):
         for leaf in ('weight', 'bias'):
@@ -138,9 +142,9 @@ def test_centers_are_left_out_where_the_model_has_none(tmp_path):
             assert torch.equal(state[key], weights[key][kept]), key
     # Weights without centres are taken as they are, and not into a model with centres.
     torch.save({'model': state}, tmp_path / 'without.pth')
-    load_backbone_checkpoint(backbone(remove_center=True), tmp_path / 'without.pth')
+    load(backbone(remove_center=True), tmp_path / 'without.pth')
     with pytest.raises(CheckpointError, match='have another shape'):
-        load_backbone_checkpoint(backbone(), tmp_path / 'without.pth')
+        load(backbone(), tmp_path / 'without.pth')
 
 
 def without_layer_scale(weights):
@@ -150,7 +154,7 @@ def without_layer_scale(weights):
 def test_layer_scale_missing_altogether_stays_one(tmp_path):
     torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
     model = backbone()
-    load_backbone_checkpoint(model, tmp_path / 't.pth')
+    load(model, tmp_path / 't.pth')
     gammas = [v for k, v in model.state_dict().items() if 'gamma' in k]
     assert len(gammas) == 2 * sum(T_LIKE['config']['depths'])
     assert all((g == 1).all() for g in gammas)
@@ -158,7 +162,7 @@ def test_layer_scale_missing_altogether_stays_one(tmp_path):
 
 def test_layer_scale_missing_altogether_and_not_one_warns(tmp_path, logged):
     torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
-    load_backbone_checkpoint(backbone(layer_scale=1e-5), tmp_path / 't.pth')
+    load(backbone(layer_scale=1e-5), tmp_path / 't.pth')
     assert any('has no layer scale' in message for message in logged)
 
 
@@ -167,7 +171,7 @@ def test_one_layer_scale_missing_raises(tmp_path):
     del weights['levels.1.blocks.0.gamma2']
     torch.save(weights, tmp_path / 'w.pth')
     with pytest.raises(CheckpointError, match=r'1 of \d+ .* missing.*levels\.1\.blocks\.0\.gamma2'):
-        load_backbone_checkpoint(backbone(), tmp_path / 'w.pth')
+        load(backbone(), tmp_path / 'w.pth')
 
 
 def test_other_variant_names_keys_shapes_and_counts(tmp_path):
@@ -175,7 +179,7 @@ def test_other_variant_names_keys_shapes_and_counts(tmp_path):
     model = backbone(channels=48, depths=[2, 2, 4, 2], groups=[3, 6, 12, 24])
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        load_backbone_checkpoint(model, tmp_path / 'w.pth')
+        load(model, tmp_path / 'w.pth')
     message = str(error.value)
     assert f'{tmp_path}/w.pth does not fit InternImage' in message
     block = [k for k in before if k.startswith('levels.2.blocks.3.')]
@@ -192,7 +196,7 @@ def test_other_variant_names_keys_shapes_and_counts(tmp_path):
 def test_other_options_are_unexpected_keys(tmp_path):
     torch.save(official_weights('h_like'), tmp_path / 'h.pth')
     with pytest.raises(CheckpointError, match='unknown to the model: .*center_feature_scale'):
-        load_backbone_checkpoint(backbone(), tmp_path / 'h.pth')
+        load(backbone(), tmp_path / 'h.pth')
 
 
 @pytest.mark.parametrize(
@@ -208,7 +212,7 @@ def test_no_backbone_lists_what_is_there(tmp_path, content, found):
     with pytest.raises(
         CheckpointError, match=rf'other\.pth has no weights for InternImage.* it has {found}'
     ):
-        load_backbone_checkpoint(backbone(), tmp_path / 'other.pth')
+        load(backbone(), tmp_path / 'other.pth')
 
 
 def test_extract_does_not_change_the_checkpoint():

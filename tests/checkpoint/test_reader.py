@@ -57,12 +57,13 @@ def test_file_of_pytorch_before_1_6(tmp_path):
         (b'<!DOCTYPE html>\n<html><body>404</body></html>', 'HTML page'),
         (b'\n <html lang="en">', 'HTML page'),
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n', 'Git LFS'),
+        (b'# Settings\n', "it begins with b'# settings"),
     ],
 )
-def test_what_stands_in_for_a_failed_download(tmp_path, content, what):
+def test_what_is_no_checkpoint(tmp_path, content, what):
     path = tmp_path / 'page.pth'
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf'page\.pth is not a checkpoint but .*{what}'):
+    with pytest.raises(CheckpointError, match=rf'page\.pth is not a checkpoint.*{what}'):
         read_checkpoint(path)
 
 

@@ -14,7 +14,7 @@ from mmengine.runner import load_checkpoint, load_state_dict
 from torch import nn
 
 from internimage_mm import InternImage
-from internimage_mm.checkpoint import CheckpointError, loading
+from internimage_mm.checkpoint import CheckpointError, loading, stock_loading
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'backbone'
 T_LIKE = json.loads((GOLDEN / 't_like.json').read_text())
@@ -80,6 +80,14 @@ def test_safetensors_of_hugging_face(tmp_path):
     model = Classifier()
     load_checkpoint(model, str(tmp_path / 'model.safetensors'))
     assert_loaded(model)
+
+
+def test_reading_again_keeps_the_map_location(file):
+    def fails(filename, map_location):
+        raise OSError
+
+    weights = stock_loading._noting_source(fails)(file, 'meta')['model']
+    assert all(tensor.is_meta for tensor in weights.values())
 
 
 def test_our_file(tmp_path, file):

@@ -379,11 +379,16 @@ class TestTool:
         assert stopped.value.code == 2
         assert message in capsys.readouterr().err
 
+    def test_folder_that_cannot_be(self, tool, tmp_path):
+        (tmp_path / 'file').touch()
+        with pytest.raises(SystemExit, match='^error: .*file cannot be a folder'):
+            tool.main(['coco', '--out', str(tmp_path / 'file')])
+
     def test_other_settings(self, tool, tmp_path, capsys):
         command = ['coco', '--out', str(tmp_path), '--num-train', '1', '--num-val', '1']
         tool.main(command)
         with pytest.raises(SystemExit):
             tool.main([*command, '--seed', '1'])
         message = capsys.readouterr().err
-        assert '--overwrite replaces it' in message and 'overwrite=True' not in message
+        assert 'holds a data set with seed 0 instead of 1; --overwrite replaces it' in message
         tool.main([*command, '--seed', '1', '--overwrite'])

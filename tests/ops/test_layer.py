@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,10 +93,13 @@ def test_two_names_for_one_argument():
             ValueError,
             r'pad must be \(1, 2\).* got 1; leave it out',
         ),
+        (dict(padding=2), ValueError, r'padding must be \(1, 1\).* got 2; leave it out'),
+        (dict(padding='1'), TypeError, 'padding must be an int or'),
+        (dict(group=None, groups=3), ValueError, 'groups must divide .*, got groups=3, channels'),
         (
             dict(kernel_size=2, dw_kernel_size=3),
             ValueError,
-            'no pad keeps the size .* kernel_size=2',
+            'no padding keeps the size .* kernel_size=2',
         ),
         (dict(kernel_size='3'), TypeError, r'kernel_size must be an int or an \(h, w\) pair'),
         (dict(dw_kernel_size=(3, 4)), ValueError, r'dw_kernel_size must be odd, got \(3, 4\)'),
@@ -108,6 +112,20 @@ def test_two_names_for_one_argument():
 def test_wrong_arguments(settings, error, match):
     with pytest.raises(error, match=match):
         make(**settings)
+
+
+@pytest.mark.parametrize(
+    ('x', 'error', 'match'),
+    [
+        (np.zeros((1, 5, 6, 16), 'float32'), TypeError, 'floating-point tensor, got ndarray'),
+        (torch.zeros(1, 5, 6, 16, dtype=int), TypeError, 'floating-point tensor, got torch.int64'),
+        (torch.zeros(1, 16, 5, 6), ValueError, r'\(N, H, W, 16\), got \(1, 16, 5, 6\)'),
+    ],
+    ids=['array', 'int', 'channels first'],
+)
+def test_wrong_input(x, error, match):
+    with pytest.raises(error, match=match):
+        DCNv3(16)(x)
 
 
 # ---- layers that were changed -------------------------------------------------------------------

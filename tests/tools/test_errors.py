@@ -161,13 +161,18 @@ def test_bug_in_a_class_of_the_user_keeps_its_traceback(detector_config, bug, er
         ('modle.backbone.depths=[1,1]', 'has no modle; do you mean model?'),
         ('model.bakcbone.depths=[1,1]', 'there is no bakcbone .* do you mean backbone?'),
         ('lod_from=x.pth', 'do you mean load_from?'),
+        ('model.backbone.archh=tiny', 'there is no archh .* do you mean arch?'),
+        ('train_dataloader.batchsize=1', 'there is no batchsize .* do you mean batch_size?'),
         ('param_scheduler.7.end=3', 'Index 7 exceeds'),
         (
             'data_root=elsewhere/',
             'train_dataloader.dataset.data_root, val_dataloader.dataset.data_root, '
             'test_dataloader.dataset.data_root, val_evaluator.ann_file, test_evaluator.ann_file',
         ),
-        ('max_epochs=4', 'Its value is in train_cfg.max_epochs, .*param_scheduler.1.T_max'),
+        (
+            'max_epochs=4',
+            'in train_cfg.max_epochs, train_cfg.val_interval, param_scheduler.1.T_max: set',
+        ),
         ('metainfo.classes=[a]', 'train_dataloader.dataset.metainfo, val_dataloader'),
     ],
 )
@@ -191,16 +196,24 @@ def test_out_is_not_a_pickle_file(detector_config, capsys):
     assert 'x.json must end in .pkl' in capsys.readouterr().err
 
 
-def test_output_that_is_no_regular_file(tmp_path, detector_config, mini_coco):
-    """Refused before the checkpoint, which is not there, is looked for."""
-    image = next((mini_coco / 'val').glob('*.jpg'))
-    for name, args in {
-        'o.png': ('image_demo', image, detector_config, 'x.pth'),
-        'o.pkl': ('test', detector_config, mini_coco / 'mini_dataset.json'),
-    }.items():
-        os.mkfifo(tmp_path / name)
-        message = error_of(*args, '--out', tmp_path / name)
-        assert f'{name} cannot be written: it exists and is not a regular file' in message
+@pytest.mark.parametrize(
+    ('tool', 'option', 'expected'),
+    [
+        ('image_demo', '--out {}.png', ' cannot be written: it exists and is not a regular'),
+        ('test', '--out {}.pkl', ' cannot be written: it exists and is not a regular file'),
+        ('test', '--show-dir {}/pictures', '/pictures cannot be a folder: '),
+        ('test', '--work-dir {}', ' cannot be a folder: '),
+        ('train', '--work-dir {}', ' cannot be a folder: '),
+    ],
+)
+def test_output_that_cannot_be(tmp_path, detector_config, mini_coco, tool, option, expected):
+    """Refused before the checkpoint, which is none, is read."""
+    option, path = option.format(tmp_path / 'fifo').split()
+    os.mkfifo(path.removesuffix('/pictures'))
+    args = {'train': (), 'test': (mini_coco / 'mini_dataset.json',)}.get(tool, ('x.pth',))
+    image = [next((mini_coco / 'val').glob('*.jpg'))] if tool == 'image_demo' else []
+    message = error_of(tool, *image, detector_config, *args, option, path)
+    assert f'{path.removesuffix("/pictures")}{expected}' in message
 
 
 def test_tta_without_settings(segmentor_config, segmentor_run):

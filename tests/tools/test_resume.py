@@ -159,12 +159,16 @@ def test_no_complete_checkpoint_is_an_error(three_iterations, segmentor_config):
 
 
 def test_nothing_to_resume_starts_anew(tmp_path, segmentor_config, capsys):
+    (tmp_path / 'iter_1.pth').symlink_to('elsewhere')
     run_tool(
         'train', segmentor_config, '--work-dir', tmp_path, '--resume',
         options=['train_cfg.max_iters=1'],
     )  # fmt: skip
     assert 'no checkpoint yet, starting anew' in capsys.readouterr().out
     assert names(tmp_path) == ['iter_1.pth']
+    # Written where the link points, as by every tool.
+    assert (tmp_path / 'iter_1.pth').is_symlink()
+    assert checkpoint(tmp_path / 'elsewhere')['meta']['iter'] == 1
 
 
 def test_nothing_to_resume_keeps_load_from(three_iterations, segmentor_config):
