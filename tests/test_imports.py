@@ -14,6 +14,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for p in ('ops_dcnv3', 'internimage_mm') for path in (ROOT / p).rglob('*.py'))
 OPENMMLAB = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
 OWN_LIBRARIES = {'det': {'mmdet'}, 'seg': {'mmcv', 'mmseg'}, 'cls': {'mmcv', 'mmpretrain'}}
+OP_LIBRARIES = {
+    'triton_kernels': {'triton'},
+    'onnx': {'onnxruntime', 'onnxscript'},
+    'openvino': {'openvino'},
+}
 # What each library room may import of the plugin, beside itself and COMMON.
 ROOMS = {
     'checkpoint': set(),
@@ -70,8 +75,7 @@ def wrong_imports(path, tree):
     package, own_room = path.relative_to(ROOT).parts[0], room(name_of(path))
     if package == 'ops_dcnv3':
         allowed = {'torch', 'ops_dcnv3', *sys.stdlib_module_names}
-        if own_room == 'triton_kernels':
-            allowed.add('triton')
+        allowed |= OP_LIBRARIES.get(own_room, set())
         return {name for name in everywhere if name.split('.')[0] not in allowed}
     own = OWN_LIBRARIES.get(own_room, set())
     wrong = {name for name in everywhere if name.split('.')[0] == 'tools'}
