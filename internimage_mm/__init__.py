@@ -7,7 +7,7 @@ still can, for ``python -m internimage_mm.env``.
 """
 
 from . import compat
-from .configs import config_path
+from .shipped_configs import config_path
 from .version import __version__
 
 compat.define_torchvision_schemas()

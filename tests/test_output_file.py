@@ -27,3 +27,13 @@ def test_symbolic_link_stays(tmp_path):
         assert link.is_symlink()
         assert target.read_text() == text
     assert sorted(os.listdir(tmp_path)) == ['link', 'target']
+
+
+def test_old_one_stays_when_writing_fails(tmp_path):
+    target = tmp_path / 'x'
+    target.write_text('old')
+    with pytest.raises(OSError, match='full'), renamed_when_complete(target) as file:
+        file.write_text('half')
+        raise OSError('full')
+    assert target.read_text() == 'old'
+    assert os.listdir(tmp_path) == ['x']

@@ -4,7 +4,7 @@
 """
 
 from .config import Migration, migrate_config
-from .files import read_old_config
+from .config_file import read_old_config
 from .settings import Report
 
 __all__ = ['Migration', 'Report', 'migrate_config', 'read_old_config']

@@ -6,23 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
+from .config_file import Name, check_old_style, format_config
 from .data import (
     Pipeline,
-    best_metric,
     leaves,
     migrate_dataset,
-    migrate_evaluator,
+    migrate_evaluation,
     migrate_loaders,
     migrate_pipeline,
     migrate_preprocessor,
     multi_scale_test,
     test_steps,
 )
-from .files import Name, check_old_style, format_config
 from .models import backbone_depths, migrate_model
 from .settings import Report, Settings, shorten
 
-# Hooks that kept name and arguments.
+# Hook -> its arguments, in the notation of Settings.keep. These kept their name.
 _HOOKS = {
     'CheckInvalidLossHook': 'interval',
     'EmptyCacheHook': 'before_epoch after_epoch after_iter',
@@ -48,7 +47,7 @@ class Migration:
     """A translated config."""
 
     config: dict[str, Any]
-    """Top-level keys in reading order; values may be :class:`~.files.Name`."""
+    """Top-level keys in reading order; values may be :class:`~.config_file.Name`."""
     report: Report
 
     def text(self, header: str = '') -> str:
@@ -60,15 +59,16 @@ def migrate_config(old: dict) -> Migration:
     """Translate a config of mmdet 2.x or mmseg 0.x, with ``_base_`` resolved.
 
     Args:
-        old: Plain dicts, as :func:`~.files.read_old_config` gives them; it is not changed.
+        old: Plain dicts, as :func:`~.config_file.read_old_config` gives them; it is not changed.
 
     Raises:
         UserError: It is no whole config of the old stack, or a part of it is incomplete.
     """
     check_old_style(old)
-    report = Report()
-    top = Settings(old, '', report)
+    top = Settings(old, '', Report())
     scope = 'mmseg' if 'decode_head' in old['model'] else 'mmdet'
+    room = {'mmdet': 'internimage_mm.det', 'mmseg': 'internimage_mm.seg'}[scope]
+    imports = dict(imports=['internimage_mm', room], allow_failed_imports=False)
     with _part('runner'):
         by_epoch, total = _length(top)
     with _part('data'):
@@ -77,7 +77,7 @@ def migrate_config(old: dict) -> Migration:
         model = migrate_model(top.section('model'), preprocessor)
     with _part('evaluation'):
         evaluation = top.section('evaluation')
-        evaluators, best = _evaluators(evaluation, data, scope)
+        evaluators, best = migrate_evaluation(evaluation, data, scope)
         loops = _loops(data, by_epoch, total, evaluation.take('interval', 1))
     with _part('the schedule'):
         wrapper = _optimizer(top, backbone_depths(model['backbone']))
@@ -85,24 +85,23 @@ def migrate_config(old: dict) -> Migration:
     with _part('the hooks and the runtime'):
         hooks = _custom_hooks(top)
         runtime = _runtime(top, scope, by_epoch, {**best, **evaluation.keep('rule')})
-    room = {'mmdet': 'internimage_mm.det', 'mmseg': 'internimage_mm.seg'}[scope]
-    config = {
-        'default_scope': scope,
-        'custom_imports': {'imports': ['internimage_mm', room], 'allow_failed_imports': False},
-        'model': model,
+    config = dict(
+        default_scope=scope,
+        custom_imports=imports,
+        model=model,
         **data,
         **evaluators,
         **loops,
-        'optim_wrapper': wrapper,
-        'param_scheduler': schedule,
+        optim_wrapper=wrapper,
+        param_scheduler=schedule,
         **({'custom_hooks': hooks} if hooks else {}),
         **runtime,
-    }
+    )
     for kind in ('dataloader', 'evaluator'):
         if f'test_{kind}' in config and config[f'test_{kind}'] == config.get(f'val_{kind}'):
             config[f'test_{kind}'] = Name(f'val_{kind}')
     top.close()
-    return Migration(config, report)
+    return Migration(config, top.report)
 
 
 @contextmanager
@@ -136,14 +135,12 @@ def _data(top: Settings, scope: str, by_epoch: bool) -> tuple[dict[str, Any], di
     datasets: dict[str, dict] = {}
     steps: dict[str, list[dict]] = {'train': [], 'test': []}
     for split in ('train', 'val', 'test'):
-        if split not in data:
-            continue
-        found: list[list[dict]] = []
-        olds = data.sections(split)
-        datasets[split] = migrate_dataset(olds, scope, root, split == 'train', found)
-        steps[split] = found[0]
-        if any(other != found[0] for other in found):
-            data.problem(split, 'its data sets have several pipelines; all of them get the first')
+        if split in data:
+            datasets[split] = migrate_dataset(data.sections(split), scope, root, split == 'train')
+            steps[split], *others = [leaf['pipeline'] for leaf in leaves(datasets[split])]
+            if any(other != steps[split] for other in others):
+                why = 'its data sets have several pipelines; all of them get the first'
+                data.problem(split, why)
     if steps.get('val') in ([], steps['test']):
         del steps['val']
     pipelines = {
@@ -156,8 +153,12 @@ def _data(top: Settings, scope: str, by_epoch: bool) -> tuple[dict[str, Any], di
             leaf['pipeline'] = Name(f'{split if split in pipelines else "test"}_pipeline')
 
     train, test = pipelines.pop('train'), pipelines['test']
-    annotations = _ground_truth(train, scope)
-    if scope == 'mmseg' and 'train' in datasets:
+    # The ground truth of a test is what training uses.
+    annotations = train.annotations or {'type': 'LoadAnnotations'}
+    if scope == 'mmdet':
+        masks = {'with_mask': True} if train.annotations.get('with_mask') else {}
+        annotations = dict(type='LoadAnnotations', with_bbox=True, **masks)
+    elif 'train' in datasets:
         _check_zero_label(data, datasets['train'], train)
     new: dict[str, Any] = {'train_pipeline': train.transforms}
     for split, pipeline in pipelines.items():
@@ -172,14 +173,6 @@ def _data(top: Settings, scope: str, by_epoch: bool) -> tuple[dict[str, Any], di
     return new, migrate_preprocessor(train, test, scope, report)
 
 
-def _ground_truth(train: Pipeline, scope: str) -> dict:
-    """The ground truth of a test is what training uses."""
-    if scope == 'mmseg':
-        return train.annotations or {'type': 'LoadAnnotations'}
-    masks = {'with_mask': True} if train.annotations.get('with_mask') else {}
-    return {'type': 'LoadAnnotations', 'with_bbox': True, **masks}
-
-
 def _check_zero_label(data: Settings, dataset: dict, train: Pipeline) -> None:
     """Both the data set and LoadAnnotations had a reduce_zero_label; now they must agree."""
     transform = train.annotations.get('reduce_zero_label', False)
@@ -190,25 +183,6 @@ def _check_zero_label(data: Settings, dataset: dict, train: Pipeline) -> None:
                 f'the new stack the data set rules ({shorten(leaf["data_prefix"])})'
             )
             data.problem('train.reduce_zero_label', why)
-
-
-def _evaluators(old: Settings, data: dict, scope: str) -> tuple[dict, dict]:
-    """The evaluators, and what the checkpoint hook keeps the best of."""
-    metric, best = old.take('metric'), old.take('save_best')
-    options = old.keep('classwise proposal_nums iou_thrs metric_items')
-    new = {
-        f'{split}_evaluator': migrate_evaluator(
-            metric, options, data[f'{split}_dataloader']['dataset'], scope
-        )
-        for split in ('val', 'test')
-        if f'{split}_dataloader' in data
-    }
-    for name in options:
-        if any(name not in evaluator for evaluator in new.values()):
-            old.note(name, 'it is of COCO and LVIS only')
-    if best and 'val_evaluator' in new:
-        best = best_metric(best, new['val_evaluator'])
-    return new, {'save_best': best} if best else {}
 
 
 def _loops(data: dict, by_epoch: bool, total: int, interval: int) -> dict[str, dict]:
@@ -225,9 +199,9 @@ def _optimizer(old: Settings, depths: list[int]) -> dict:
     ``depths`` are those of the backbone: layer decay finds them by itself.
     """
     optimizer = dict(old.take('optimizer') or {})
-    constructor = optimizer.pop('constructor', None)
+    constructor = optimizer.pop('constructor', 'DefaultOptimizerConstructor')
     paramwise = optimizer.pop('paramwise_cfg', None)
-    wrapper: dict[str, Any] = {'type': 'OptimWrapper', 'optimizer': optimizer}
+    wrapper: dict[str, Any] = dict(type='OptimWrapper', optimizer=optimizer)
     if constructor not in (None, 'DefaultOptimizerConstructor'):
         wrapper['constructor'] = constructor
         if constructor not in _CONSTRUCTORS:
@@ -237,24 +211,19 @@ def _optimizer(old: Settings, depths: list[int]) -> dict:
             )
             old.problem('optimizer.constructor', why)
     if paramwise:
-        found = {'num_layers': sum(depths), 'depths': depths}
-        wrapper['paramwise_cfg'] = {
-            key: value
-            for key, value in paramwise.items()
-            if key not in found or value != found[key]
-        }
+        found = {'num_layers': sum(depths), 'depths': depths}.items()
+        wrapper['paramwise_cfg'] = dict(item for item in paramwise.items() if item not in found)
 
-    config = old.section('optimizer_config')
+    config, fp16 = old.section('optimizer_config'), old.take('fp16')
     kind = config.take('type', 'OptimizerHook')
     if kind not in _OPTIMIZER_HOOKS.split():
         config.problem('type', f'no rule for the optimizer hook {kind}')
     if clip := config.take('grad_clip'):
         wrapper['clip_grad'] = clip
-    fp16 = old.take('fp16')
     if 'Fp16' in kind:
         fp16 = {**(fp16 or {}), **config.keep('loss_scale')}
     if kind.startswith('GradientCumulative'):
-        wrapper['accumulative_counts'] = config.take('cumulative_iters', 1)
+        wrapper.update(config.keep('cumulative_iters>accumulative_counts=1'))
     if fp16 is not None:
         # mmcv's default is a fixed scale of 512.
         wrapper.update(type='AmpOptimWrapper', loss_scale=fp16.get('loss_scale', 512.0))
@@ -269,25 +238,24 @@ def _schedule(lr: Settings, by_epoch_loop: bool, total: int) -> list[dict]:
     schedulers reach their last value at iteration ``end - 1``, mmcv at the one after: hence + 1.
     """
     policy = str(lr.take('policy', 'fixed')).removesuffix('LrUpdaterHook')
-    by_epoch = lr.take('by_epoch', True)
-    unit = {'by_epoch': by_epoch, 'begin': 0}
+    unit = {**lr.keep('by_epoch=True'), 'begin': 0}
     main: list[dict] = []
-    if policy == 'step':
-        step, gamma = lr.take('step'), lr.take('gamma', 0.1)
-        if isinstance(step, int):
-            main = [{'type': 'StepLR', **unit, 'end': total, 'step_size': step, 'gamma': gamma}]
-        elif step:
-            end = {**unit, 'end': total}
-            main = [{'type': 'MultiStepLR', **end, 'milestones': list(step), 'gamma': gamma}]
-    elif policy == 'poly':
-        curve = {'eta_min': lr.take('min_lr', 0.0), 'power': lr.take('power', 1.0)}
-        main = [{'type': 'PolyLR', **curve, **unit, 'end': total + 1}]
-    elif policy in ('CosineAnnealing', 'cosine'):
-        low = lr.keep('min_lr_ratio>eta_min_ratio') or {'eta_min': lr.take('min_lr', 0.0)}
-        main = [{'type': 'CosineAnnealingLR', **low, **unit, 'T_max': total, 'end': total}]
-    elif policy != 'fixed':
-        lr.problem('policy', f'no rule for the policy {policy!r}')
-    if main and by_epoch and not by_epoch_loop:
+    match policy:
+        case 'step':
+            step, gamma, unit['end'] = lr.take('step'), lr.keep('gamma=0.1'), total
+            if isinstance(step, int):
+                main = [dict(type='StepLR', **unit, step_size=step, **gamma)]
+            elif step:
+                main = [dict(type='MultiStepLR', **unit, milestones=list(step), **gamma)]
+        case 'poly':
+            curve = lr.keep('min_lr>eta_min=0.0 power=1.0')
+            main = [dict(type='PolyLR', **curve, **unit, end=total + 1)]
+        case 'CosineAnnealing' | 'cosine':
+            low = lr.keep('min_lr_ratio>eta_min_ratio') or lr.keep('min_lr>eta_min=0.0')
+            main = [dict(type='CosineAnnealingLR', **low, **unit, T_max=total, end=total)]
+        case _ if policy != 'fixed':
+            lr.problem('policy', f'no rule for the policy {policy!r}')
+    if main and unit['by_epoch'] and not by_epoch_loop:
         # In an iteration loop the old counter of epochs was that of the data loader.
         why = f'{policy} by epochs in a training of {total} iterations; give it in iterations'
         lr.problem('by_epoch', why)
@@ -298,16 +266,16 @@ def _schedule(lr: Settings, by_epoch_loop: bool, total: int) -> list[dict]:
 def _warm_up(lr: Settings) -> list[dict]:
     kind = lr.take('warmup')
     iters, ratio = lr.take('warmup_iters', 0), lr.take('warmup_ratio', 0.1)
-    end = {'by_epoch': lr.take('warmup_by_epoch', False), 'begin': 0, 'end': iters + 1}
+    end = {**lr.keep('warmup_by_epoch>by_epoch=False'), 'begin': 0, 'end': iters + 1}
     if kind is None:
         return []
     if end['by_epoch']:
         end.update(end=iters, convert_to_iter_based=True)
         lr.note('warmup_by_epoch', 'the warm-up reaches its end one iteration earlier')
     if kind == 'linear':
-        return [{'type': 'LinearLR', 'start_factor': ratio, **end}]
+        return [dict(type='LinearLR', start_factor=ratio, **end)]
     if kind == 'constant':
-        return [{'type': 'ConstantLR', 'factor': ratio, **end}]
+        return [dict(type='ConstantLR', factor=ratio, **end)]
     lr.problem('warmup', f'mmengine has no counterpart of {kind!r}')
     return []
 
@@ -332,9 +300,9 @@ def _ema(kind: str, hook: Settings) -> dict:
     ``ExpMomentumEMA`` of mmdet 3 has the curve (1 - m) exp(-(1 + t) / gamma) + m of the old hook;
     the old hooks average buffers as well, unless told otherwise.
     """
-    new = {'type': 'EMAHook', 'momentum': hook.take('momentum', 0.0002)}
+    new = dict(type='EMAHook', **hook.keep('momentum=0.0002'))
     if kind == 'ExpMomentumEMAHook':
-        new.update(ema_type='ExpMomentumEMA', gamma=hook.take('total_iter', 2000))
+        new.update(ema_type='ExpMomentumEMA', **hook.keep('total_iter>gamma=2000'))
     else:
         hook.problem('', f'the warm-up ({hook.take("warm_up", 100)}) of its momentum')
     return {**new, 'update_buffers': not hook.take('skip_buffers', False), **hook.keep('interval')}
@@ -342,56 +310,42 @@ def _ema(kind: str, hook: Settings) -> dict:
 
 def _runtime(old: Settings, scope: str, by_epoch: bool, best: dict) -> dict:
     """Logging, checkpoints, process settings: the part every config has."""
-    saving = old.section('checkpoint_config')
-    checkpoint = {
-        'type': 'CheckpointHook',
-        'interval': saving.take('interval', 1),
-        **({} if by_epoch else {'by_epoch': False}),
-        **saving.keep('max_keep_ckpts save_last save_optimizer out_dir'),
-        **best,
-    }
-    logging = old.section('log_config')
+    prefix = {'mmdet': 'Det', 'mmseg': 'Seg'}[scope]
+    saving, logging = old.section('checkpoint_config'), old.section('log_config')
+    checkpoint = dict(type='CheckpointHook', **saving.keep('interval=1'))
+    checkpoint.update({} if by_epoch else {'by_epoch': False})
+    checkpoint.update(saving.keep('max_keep_ckpts save_last save_optimizer out_dir'), **best)
     interval = logging.take('interval', 10)
-    backends = [{'type': 'LocalVisBackend'}]
+    backends = [dict(type='LocalVisBackend')]
     for hook in logging.sections('hooks', logging.take('hooks') or []):
         if (kind := hook.take('type')) in _LOG_HOOKS:
-            backends.append({'type': _LOG_HOOKS[kind], **hook.keep('init_kwargs')})
+            backends.append(dict(type=_LOG_HOOKS[kind], **hook.keep('init_kwargs')))
         elif kind != 'TextLoggerHook':
             hook.problem('', f'no rule for the log hook {kind} {shorten(hook.rest())}')
     by_iter = {} if by_epoch else {'log_metric_by_epoch': False}
-    prefix = {'mmdet': 'Det', 'mmseg': 'Seg'}[scope]
-    new: dict[str, Any] = {
-        'default_hooks': {
-            'timer': {'type': 'IterTimerHook'},
-            'logger': {'type': 'LoggerHook', 'interval': interval, **by_iter},
-            'param_scheduler': {'type': 'ParamSchedulerHook'},
-            'checkpoint': checkpoint,
-            'sampler_seed': {'type': 'DistSamplerSeedHook'},
-            'visualization': {'type': f'{prefix}VisualizationHook'},
-        },
-        'env_cfg': {
-            'cudnn_benchmark': old.take('cudnn_benchmark', False),
-            'mp_cfg': {
-                'mp_start_method': old.take('mp_start_method', 'fork'),
-                'opencv_num_threads': old.take('opencv_num_threads', 0),
-            },
-            'dist_cfg': {'backend': 'nccl', **(old.take('dist_params') or {})},
-        },
-        'visualizer': {
-            'type': f'{prefix}LocalVisualizer',
-            'vis_backends': backends,
-            'name': 'visualizer',
-        },
-        'log_processor': {'type': 'LogProcessor', 'window_size': interval, 'by_epoch': by_epoch},
-        'log_level': old.take('log_level', 'INFO'),
-        'load_from': old.take('load_from'),
-        'resume': False,
-    }
+    new: dict[str, Any] = dict(
+        default_hooks=dict(
+            timer=dict(type='IterTimerHook'),
+            logger=dict(type='LoggerHook', interval=interval, **by_iter),
+            param_scheduler=dict(type='ParamSchedulerHook'),
+            checkpoint=checkpoint,
+            sampler_seed=dict(type='DistSamplerSeedHook'),
+            visualization=dict(type=f'{prefix}VisualizationHook'),
+        ),
+        env_cfg=dict(
+            **old.keep('cudnn_benchmark=False'),
+            mp_cfg=old.keep("mp_start_method='fork' opencv_num_threads=0"),
+            dist_cfg={'backend': 'nccl', **(old.take('dist_params') or {})},
+        ),
+        visualizer=dict(type=f'{prefix}LocalVisualizer', vis_backends=backends, name='visualizer'),
+        log_processor=dict(type='LogProcessor', window_size=interval, by_epoch=by_epoch),
+        **old.keep("log_level='INFO' load_from=None"),
+        resume=False,
+    )
     if (resume := old.take('resume_from')) is not None:
         new.update(load_from=resume, resume=True)
         old.note('resume_from', 'a checkpoint of the old stack has no state to resume from')
-    seed = {key: value for key, value in old.keep('seed deterministic').items() if value}
-    if seed:
+    if seed := {key: value for key, value in old.keep('seed deterministic').items() if value}:
         new['randomness'] = seed
     imports = old.section('custom_imports').take('imports') or []
     for module in [imports] if isinstance(imports, str) else imports:

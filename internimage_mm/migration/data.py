@@ -9,7 +9,7 @@ from typing import Any
 
 from .settings import Report, Settings, shorten
 
-# Old transform -> the arguments that the new one has too ('old>new': under another name).
+# Old transform -> the arguments that the new one has too, in the notation of Settings.keep.
 _BOTH = {
     'LoadImageFromFile': 'to_float32 color_type imdecode_backend',
     'PhotoMetricDistortion': 'brightness_delta contrast_range saturation_range hue_delta',
@@ -46,6 +46,7 @@ _DATASETS = {
     'HRFDataset LoveDADataset MapillaryDataset NYUDepthV2Dataset PascalContextDataset '
     'PascalContextDataset59 PascalVOCDataset PotsdamDataset STAREDataset',
 }
+_FILES = {'mmdet': ('ann_file', 'img_prefix'), 'mmseg': ('split', 'img_dir', 'ann_dir')}
 # Classes of the official repository, and what does it here.
 _RENAMED = {
     'CrowdHumanDataset': 'CocoDataset',
@@ -77,6 +78,11 @@ class Pipeline:
     """All scales of a test-time augmentation, (long, short)."""
     flips: list = field(default_factory=list)
     """The flips of a test-time augmentation; empty without it."""
+
+    @property
+    def images(self) -> list[dict]:
+        """The transforms without packing."""
+        return [step for step in self.transforms if step['type'] not in _PACK.values()]
 
 
 def migrate_pipeline(steps: list[dict], name: str, scope: str, report: Report) -> Pipeline:
@@ -112,11 +118,11 @@ def _transform(t: Settings, scope: str, new: Pipeline) -> list[dict]:
             if crop != 'absolute_range':  # which has the smallest and the largest edge
                 size = size[::-1]  # mmdet 2: (height, width), mmdet 3: (width, height)
             rest = t.keep('allow_negative_crop recompute_bbox bbox_clip_border')
-            return [{'type': kind, 'crop_type': crop, 'crop_size': size, **rest}]
+            return [dict(type=kind, crop_type=crop, crop_size=size, **rest)]
         case 'AutoAugment':
             policies = [t.sections(f'policies[{i}]', p) for i, p in enumerate(t.take('policies'))]
             branches = [_transforms(policy, scope, new) for policy in policies]
-            return [{'type': 'RandomChoice', 'transforms': branches}]
+            return [dict(type='RandomChoice', transforms=branches)]
         case 'MultiScaleFlipAug':
             return _test_augmentation(t, scope, new)
         case 'Normalize':
@@ -133,24 +139,20 @@ def _transform(t: Settings, scope: str, new: Pipeline) -> list[dict]:
 
 
 def _resize(t: Settings) -> dict:
-    scale, ratios = t.take('img_scale'), t.take('ratio_range')
+    scales, ratios = _scales(t.take('img_scale')), t.keep('ratio_range')
     mode = t.take('multiscale_mode', 'range')
-    rest = {
-        'keep_ratio': t.take('keep_ratio', True),
-        **t.keep('interpolation backend bbox_clip_border'),
-    }
-    scales = _scales(scale)
+    rest = t.keep('keep_ratio=True interpolation backend bbox_clip_border')
+    if ratios.get('ratio_range') is None and len(scales) > 1:
+        if mode == 'value':
+            return dict(type='RandomChoiceResize', scales=scales, **rest)
+        return dict(type='RandomResize', scale=scales, **rest)
     first = {'scale': scales[0]} if scales else {}
     if not scales:
         why = 'it has no img_scale: give the new Resize a scale, or with ratio_range scale_factor'
         t.problem('', why)
-    if ratios is not None:
-        return {'type': 'RandomResize', **first, 'ratio_range': ratios, **rest}
-    if len(scales) < 2:
-        return {'type': 'Resize', **first, **rest}
-    if mode == 'value':
-        return {'type': 'RandomChoiceResize', 'scales': scales, **rest}
-    return {'type': 'RandomResize', 'scale': scales, **rest}
+    if ratios.get('ratio_range') is None:
+        return dict(type='Resize', **first, **rest)
+    return dict(type='RandomResize', **first, **ratios, **rest)
 
 
 def _scales(scale: Any) -> list[tuple]:
@@ -182,11 +184,7 @@ def test_steps(test: Pipeline, annotations: dict, scope: str, kind: str = '') ->
     """
     labels = ('instances', 'image_level_labels')  # what OpenImagesMetric evaluates with
     pack = _pack(scope, *(labels if kind == 'OpenImagesDataset' else ()))
-    return [*_images(test, scope), annotations, pack]
-
-
-def _images(test: Pipeline, scope: str) -> list[dict]:
-    return [step for step in test.transforms if step['type'] != _PACK[scope]]
+    return [*test.images, annotations, pack]
 
 
 def _pack(scope: str, *further: str) -> dict:
@@ -203,17 +201,16 @@ def multi_scale_test(test: Pipeline, annotations: dict, scope: str) -> dict:
     For a segmentor without scales and flips of its own, they are those of the official
     ``test.py --aug-test``; without a ``Resize`` there is none.
     """
-    images = _images(test, scope)
+    images, scales, flips = test.images, test.scales, test.flips
     resize = next((step for step in images if step['type'] == 'Resize'), None)
-    if resize is None and test.flips:
+    if resize is None and flips:
         raise ValueError('a test at several scales or with flips needs a Resize')
-    if resize is None or not (test.flips or scope == 'mmseg'):
+    if resize is None or not (flips or scope == 'mmseg'):
         return {}
-    position = images.index(resize)
-    scales, flips = test.scales, test.flips
     if not flips:
         scales = [tuple(int(side * r) for side in resize['scale']) for r in _AUG_TEST_RATIOS]
         flips = [None, 'horizontal']
+    position = images.index(resize)
     augmentations = [
         [{**resize, 'scale': scale} for scale in scales],
         *([step] for step in images[position + 1 :]),
@@ -221,17 +218,17 @@ def multi_scale_test(test: Pipeline, annotations: dict, scope: str) -> dict:
         [annotations],
         [_pack(scope, 'flip', 'flip_direction')],
     ]
-    model: dict[str, Any] = {'type': 'MeanSoftmaxSegTTA'}
+    model: dict[str, Any] = dict(type='MeanSoftmaxSegTTA')
     if scope == 'mmdet':
-        tta_cfg = {'nms': {'type': 'nms', 'iou_threshold': 0.5}, 'max_per_img': 100}
-        model = {'type': 'DetTTAModel', 'tta_cfg': tta_cfg}
-    steps = [*images[:position], {'type': 'TestTimeAug', 'transforms': augmentations}]
-    return {'tta_model': model, 'tta_pipeline': steps}
+        nms = dict(type='nms', iou_threshold=0.5)
+        model = dict(type='DetTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
+    steps = [*images[:position], dict(type='TestTimeAug', transforms=augmentations)]
+    return dict(tta_model=model, tta_pipeline=steps)
 
 
 def _flip(direction: str | None) -> dict:
     other = {} if direction in (None, 'horizontal') else {'direction': direction}
-    return {'type': 'RandomFlip', 'prob': float(direction is not None), **other}
+    return dict(type='RandomFlip', prob=float(direction is not None), **other)
 
 
 def migrate_preprocessor(train: Pipeline, test: Pipeline, scope: str, report: Report) -> dict:
@@ -268,86 +265,82 @@ def migrate_preprocessor(train: Pipeline, test: Pipeline, scope: str, report: Re
     return new
 
 
-def migrate_dataset(
-    olds: list[Settings], scope: str, root: str | None, train: bool, pipelines: list
-) -> dict:
+def migrate_dataset(olds: list[Settings], scope: str, root: str | None, train: bool) -> dict:
     """An entry of ``data`` -> ``dataset`` of a data loader, wrappers included.
 
-    Paths below ``root`` become relative to it. ``pipelines`` gets the pipelines of the innermost
-    data sets; the new ones have none yet.
+    Paths below ``root`` become relative to it. The innermost data sets still have the old pipeline.
     """
     parts = []
     for old in olds:
         kind = old.take('type')
         if kind in ('RepeatDataset', 'ClassBalancedDataset'):
-            inner = migrate_dataset(old.sections('dataset'), scope, root, train, pipelines)
+            inner = migrate_dataset(old.sections('dataset'), scope, root, train)
             parts.append({'type': kind, **old.keep('times oversample_thr'), 'dataset': inner})
         elif kind == 'ConcatDataset':
-            inner = migrate_dataset(old.sections('datasets'), scope, root, train, pipelines)
+            inner = migrate_dataset(old.sections('datasets'), scope, root, train)
             parts += inner['datasets'] if inner['type'] == kind else [inner]
         else:
             if kind not in _DATASETS[scope].split():
                 old.problem('type', f'the data set class {kind} must be ported to {scope}')
-            pipelines.append(old.take('pipeline') or [])
-            parts += _leaves_of(kind, old, scope, root, train)
+            pipeline = old.take('pipeline') or []
+            found = _leaves_of(kind, old, scope, old.take('data_root') or root, train)
+            parts += [{**leaf, 'pipeline': pipeline} for leaf in found]
     if len(parts) == 1:
         return parts[0]
-    new: dict[str, Any] = {'type': 'ConcatDataset', 'datasets': parts}
-    if parts[0]['type'] == 'VOCDataset':
-        # VOC 2007 and 2012 differ in this key, which ConcatDataset would not accept.
-        new['ignore_keys'] = ['dataset_type']
-    return new
+    # VOC 2007 and 2012 differ in this key, which ConcatDataset would not accept.
+    ignored = {'ignore_keys': ['dataset_type']} if parts[0]['type'] == 'VOCDataset' else {}
+    return dict(type='ConcatDataset', datasets=parts, **ignored)
 
 
-def _leaves_of(
-    kind: str, old: Settings, scope: str, root: str | None, train: bool
-) -> list[dict[str, Any]]:
+def _leaves_of(kind: str, old: Settings, scope: str, root: str | None, train: bool) -> list[dict]:
     """One data set of the new stack per annotation file or folder."""
-    root = old.take('data_root') or root
-    keys = ('ann_file', 'img_prefix') if scope == 'mmdet' else ('split', 'img_dir', 'ann_dir')
-    columns = [_listed(old.take(key)) for key in keys]
+    columns = [_listed(old.take(key)) for key in _FILES[scope]]
     count = max(map(len, columns))
     rows = list(zip(*(c * count if len(c) == 1 else c for c in columns), strict=True))
+    new_kind = {'type': _RENAMED.get(kind, kind)}
 
     classes = old.take('classes', ('person',) if kind == 'CrowdHumanDataset' else None)
     if isinstance(classes, str) and ('/' in classes or '.' in classes):
         old.problem('classes', 'a file of names; write the names as a tuple')
-    metainfo = {'classes': tuple(_listed(classes))} if classes else {}
-    metainfo.update(old.keep('palette'))
-    extra: dict[str, Any] = {'metainfo': metainfo} if metainfo else {}
+    names = {'classes': tuple(_listed(classes))} if classes else {}
+    names.update(old.keep('palette'))
+    metainfo = {'metainfo': names} if names else {}
+
     if scope == 'mmseg':
         reduce = old.take('reduce_zero_label', kind in _REDUCE_ZERO_LABEL)
         zero = {'reduce_zero_label': reduce} if reduce or kind in _REDUCE_ZERO_LABEL else {}
-        extra = {**zero, **extra, **old.keep('img_suffix seg_map_suffix ignore_index')}
-    else:
-        extra.update(old.keep('label_file hierarchy_file meta_file image_level_ann_file'))
+        extra = {**zero, **metainfo, **old.keep('img_suffix seg_map_suffix ignore_index')}
+        own_root = {'data_root': root} if root else {}
+        return [
+            {
+                **new_kind,
+                **own_root,
+                **({'ann_file': split} if split else {}),
+                'data_prefix': {'img_path': images, 'seg_map_path': labels},
+                **extra,
+            }
+            for split, images, labels in rows
+        ]
+
+    extra = {**metainfo, **old.keep('label_file hierarchy_file meta_file image_level_ann_file')}
     if kind == 'OpenImagesDataset' and 'meta_file' not in extra:
         extra['meta_file'] = f'{posixpath.dirname(rows[0][0])}/train-image-metas.pkl'
         why = f'mmdet 3 needs the sizes of the images; expected in {extra["meta_file"]}'
         old.note('meta_file', why)
-    if scope == 'mmdet':
-        filters = {'filter_empty_gt': old.take('filter_empty_gt', True), 'min_size': 32}
-        image_key = 'sub_data_root' if kind == 'VOCDataset' else 'img'
-
+    # Written down: mmdet 3 filters nothing unless told to.
+    filters = {**old.keep('filter_empty_gt=True'), 'min_size': 32}
+    last = {'filter_cfg': filters} if train else {'test_mode': True}
     parts = []
-    for ann_file, images, *labels in rows:
-        new: dict[str, Any] = {'type': _RENAMED.get(kind, kind)}
-        if scope == 'mmseg':
-            own = {'data_root': root, 'ann_file': ann_file}
-            new.update({key: value for key, value in own.items() if value})
-            new['data_prefix'] = {'img_path': images, 'seg_map_path': labels[0]}
-            parts.append({**new, **extra})
-            continue
+    for ann_file, images in rows:
         paths = {'ann_file': ann_file, 'images': images or ''}
         paths |= {key: value for key, value in extra.items() if key.endswith('_file')}
+        own_root = {}
         if root and all(_below(root, path) is not None for path in paths.values()):
-            new['data_root'] = root
+            own_root = {'data_root': root}
             paths = {key: _below(root, path) for key, path in paths.items()}
-        new['ann_file'] = paths.pop('ann_file')
-        new['data_prefix'] = {image_key: paths.pop('images')}
-        # Written down: mmdet 3 filters nothing unless told to.
-        last = {'filter_cfg': filters} if train else {'test_mode': True}
-        parts.append({**new, **extra, **paths, **last})
+        prefix = {'sub_data_root' if kind == 'VOCDataset' else 'img': paths.pop('images')}
+        files = {'ann_file': paths.pop('ann_file'), 'data_prefix': prefix}
+        parts.append({**new_kind, **own_root, **files, **extra, **paths, **last})
     return parts
 
 
@@ -377,21 +370,19 @@ def migrate_loaders(
     for split, dataset in datasets.items():
         own, train = old.section(f'{split}_dataloader'), split == 'train'
         count = own.take('workers_per_gpu', workers)
-        aware = own.take('class_aware_sampler')
-        sampler = {
-            'type': 'InfiniteSampler' if train and not by_epoch else 'DefaultSampler',
-            'shuffle': own.take('shuffle', train),
-        }
-        if aware:
-            sampler = {'type': 'ClassAwareSampler', **aware}
-            if not by_epoch:
-                own.note('', 'mmdet 2 ignored class_aware_sampler with IterBasedRunner')
-        loader: dict[str, Any] = {
-            'batch_size': own.take('samples_per_gpu', per_gpu if train else 1),
-            'num_workers': count,
-            'persistent_workers': count > 0 if persistent is None else persistent,
-            'sampler': sampler,
-        }
+        aware, shuffle = own.take('class_aware_sampler'), own.take('shuffle', train)
+        if aware and not by_epoch:
+            own.note('', 'mmdet 2 ignored class_aware_sampler with IterBasedRunner')
+        kind = 'InfiniteSampler' if train and not by_epoch else 'DefaultSampler'
+        sampler = (
+            {'type': 'ClassAwareSampler', **aware} if aware else dict(type=kind, shuffle=shuffle)
+        )
+        loader: dict[str, Any] = dict(
+            batch_size=own.take('samples_per_gpu', per_gpu if train else 1),
+            num_workers=count,
+            persistent_workers=count > 0 if persistent is None else persistent,
+            sampler=sampler,
+        )
         if train and scope == 'mmdet' and not aware:
             # mmdet 2 grouped upright and lying images in its samplers.
             loader['batch_sampler'] = {'type': 'AspectRatioBatchSampler'}
@@ -402,25 +393,37 @@ def migrate_loaders(
     return loaders
 
 
-def migrate_evaluator(metric: Any, options: dict, dataset: dict, scope: str) -> dict:
-    """The evaluator of one split from ``evaluation.metric`` and further ``options`` of COCO's."""
+def migrate_evaluation(old: Settings, loaders: dict, scope: str) -> tuple[dict, dict]:
+    """The evaluators, and what the checkpoint hook keeps the best of."""
+    metric, best = old.take('metric'), old.take('save_best')
+    options = old.keep('classwise proposal_nums iou_thrs metric_items')
+    new = {
+        f'{split}_evaluator': _evaluator(metric, options, loader['dataset'], scope)
+        for split in ('val', 'test')
+        if (loader := loaders.get(f'{split}_dataloader'))
+    }
+    for name in options:
+        if any(name not in evaluator for evaluator in new.values()):
+            old.note(name, 'it is of COCO and LVIS only')
+    if not best or 'val_evaluator' not in new:
+        return new, {'save_best': best} if best else {}
+    evaluator = new['val_evaluator']
+    prefix, first = _BEST[evaluator['type']]
+    if evaluator['type'] == 'CocoMetric':
+        first = f'{_listed(evaluator["metric"])[0]}_mAP'
+    return new, {'save_best': prefix + (first if best == 'auto' else best)}
+
+
+def _evaluator(metric: Any, options: dict, dataset: dict, scope: str) -> dict:
     if scope == 'mmseg':
-        return {'type': 'IoUMetric', 'iou_metrics': _listed(metric or 'mIoU')}
+        return dict(type='IoUMetric', iou_metrics=_listed(metric or 'mIoU'))
     leaf, metric = leaves(dataset)[0], metric or 'bbox'
     kind, ann_file = leaf['type'], leaf.get('data_root', '') + (leaf['ann_file'] or '')
     if kind == 'VOCDataset':
         mode = '11points' if '2007' in leaf['data_prefix']['sub_data_root'] + ann_file else 'area'
-        return {'type': 'VOCMetric', 'metric': metric, 'eval_mode': mode}
+        return dict(type='VOCMetric', metric=metric, eval_mode=mode)
     if kind == 'OpenImagesDataset':
-        flags = {'use_group_of': True, 'get_supercategory': True}
-        return {'type': 'OpenImagesMetric', 'iou_thrs': 0.5, 'ioa_thrs': 0.5, **flags}
+        flags = dict(use_group_of=True, get_supercategory=True)
+        return dict(type='OpenImagesMetric', iou_thrs=0.5, ioa_thrs=0.5, **flags)
     name = 'LVISMetric' if kind.startswith('LVIS') else 'CocoMetric'
-    return {'type': name, 'ann_file': ann_file, 'metric': metric, **options}
-
-
-def best_metric(save_best: str, evaluator: dict) -> str:
-    """``save_best`` in the terms of the new evaluators; ``'auto'`` was the first number."""
-    prefix, first = _BEST[evaluator['type']]
-    if evaluator['type'] == 'CocoMetric':
-        first = f'{_listed(evaluator["metric"])[0]}_mAP'
-    return prefix + (first if save_best == 'auto' else save_best)
+    return dict(type=name, ann_file=ann_file, metric=metric, **options)

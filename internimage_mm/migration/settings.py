@@ -1,65 +1,50 @@
 """Dicts that notice which of their keys were used, and what a migration has to tell its user."""
 
 import re
+from ast import literal_eval
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
 _SHOWN = 70  # characters of a value in a message
-_SILENT = ''
-_VARIABLES = (
-    'classes crop_size data_root dataset_type depths img_norm_cfg img_scale norm_cfg num_classes '
-    'num_stuff_classes num_things_classes pretrained test_pipeline train_pipeline val_pipeline'
-)
 
+_SILENT = (
+    # Variables of which other settings of the old config were made.
+    'classes crop_size data_root dataset_type depths img_norm_cfg img_scale norm_cfg num_classes '
+    'num_stuff_classes num_things_classes pretrained test_pipeline train_pipeline val_pipeline '
+    # How the old stack evaluated, not what; the runner said what checkpoints and logs count.
+    'evaluation.pre_eval evaluation.by_epoch evaluation.gpu_collect evaluation.efficient_test '
+    'checkpoint_config.by_epoch log_config.hooks.by_epoch custom_imports.allow_failed_imports '
+    # Today's transforms, layers and necks know them; ffn_cfgs swallowed use_checkpoint, with_cp.
+    '*.keys *.ToMask.ignore_index *.Resize.override model.*.type model.*.batch_first '
+    'model.bbox_head.in_channels model.bbox_head.transformer.num_feature_levels '
+    'model.*.ffn_cfgs.use_checkpoint model.*.ffn_cfgs.with_cp model.*.ffn_cfgs.split '
+    # num_classes rules; the rest is of panoptic and instance segmentation.
+    'model.decode_head.num_*_classes model.test_cfg.*_on model.test_cfg.max_per_image '
+    'model.test_cfg.iou_thr model.test_cfg.filter_low_score'
+)
 # Settings without a place in the new config, by their place in the old one. With a tuple only these
 # values are left out, any other is reported; with a text any value is, and the text says why.
 _LEFT_OUT: dict[str, str | tuple] = {
-    # Other settings of the old config were made of them.
-    **dict.fromkeys(_VARIABLES.split(), _SILENT),
-    # How the old stack evaluated, not what.
-    'evaluation.pre_eval': _SILENT,
-    'evaluation.by_epoch': _SILENT,
-    'evaluation.gpu_collect': _SILENT,
-    'evaluation.efficient_test': _SILENT,
+    **dict.fromkeys(_SILENT.split(), ''),
     'workflow': ([('train', 1)],),
-    'custom_imports.allow_failed_imports': _SILENT,
     'optimizer_config.distributed': 'mmengine finds out by itself',
-    'checkpoint_config.by_epoch': _SILENT,  # the runner said how checkpoints are counted
     'checkpoint_config.create_symlink': 'mmengine writes the file last_checkpoint',
     'checkpoint_config.meta': 'mmengine saves the config by itself',
-    'log_config.hooks.by_epoch': _SILENT,
     'custom_hooks.resume_from': '--resume restores the average',
     'data.*.pipeline': 'the old stack did not use the pipeline of a wrapper either',
     'data.*.test_mode': (True, False),
     '*_pipeline*.file_client_args': ({'backend': 'disk'}, None),
     '*.LoadAnnotations.denorm_bbox': 'the OpenImages data set gives boxes in pixels now',
-    '*.Resize.override': _SILENT,  # it allowed a second Resize
     '*.Collect.meta_keys': 'PackInputs has its own',
-    '*.keys': _SILENT,
-    '*.ToMask.ignore_index': _SILENT,
     'model.loss_weights': 'the official code never read it',
     'model.rule': (None,),
     'model.auxiliary_head': (None,),
     'model.train_cfg.snip_cfg': 'the official code never read it',
     'model.train_cfg.fed_loss_cfg': 'the official code never read it',
-    # Today's layers and necks know them; ffn_cfgs swallowed use_checkpoint and with_cp.
-    'model.*.type': _SILENT,
-    'model.*.batch_first': _SILENT,
-    'model.*.ffn_cfgs.use_checkpoint': _SILENT,
-    'model.*.ffn_cfgs.with_cp': _SILENT,
-    'model.*.ffn_cfgs.split': _SILENT,
     'model.*.ffn_cfgs.dropout_layer': 'there is none',
     'model.*coder.init_cfg': (None,),
-    'model.bbox_head.in_channels': _SILENT,
-    'model.bbox_head.transformer.num_feature_levels': _SILENT,
     'model.decode_head.in_index': ([0, 1, 2, 3],),
-    # num_classes rules; the rest is of panoptic and instance segmentation.
-    'model.decode_head.num_*_classes': _SILENT,
-    'model.test_cfg.*_on': _SILENT,
-    'model.test_cfg.max_per_image': _SILENT,
-    'model.test_cfg.iou_thr': _SILENT,
-    'model.test_cfg.filter_low_score': _SILENT,
 }
 
 
@@ -105,9 +90,17 @@ class Settings:
         return self._values.pop(key, default)
 
     def keep(self, keys: str) -> dict:
-        """Those of ``keys`` that are there; ``'old>new'`` gives one a new name."""
-        pairs = [key.partition('>') for key in keys.split()]
-        return {new or old: self.take(old) for old, _, new in pairs if old in self}
+        """Those of ``keys`` that are there.
+
+        ``'old>new'`` gives one a new name, ``'old=3'`` is 3 if it is missing, ``'old>new=3'`` both.
+        """
+        kept = {}
+        for key in keys.split():
+            name, has_default, default = key.partition('=')
+            old, _, new = name.partition('>')
+            if old in self or has_default:
+                kept[new or old] = self.take(old, has_default and literal_eval(default))
+        return kept
 
     def rest(self) -> dict:
         """Everything that is left."""
@@ -126,29 +119,29 @@ class Settings:
         return [self._part(f'{key}[{index}]', part) for index, part in enumerate(value)]
 
     def _part(self, key: str, values: dict) -> 'Settings':
-        self._parts.append(Settings(values, self.below(key), self.report))
+        self._parts.append(Settings(values, self._place(key), self.report))
         return self._parts[-1]
 
-    def below(self, key: str) -> str:
-        """The path of ``key``."""
-        return f'{self.path}.{key}' if self.path else key
+    def _place(self, key: str) -> str:
+        return '.'.join(filter(None, (self.path, key)))
 
     def problem(self, key: str, why: str) -> None:
         """Report that ``key`` (all of this, if empty) is not translated."""
-        self.report.problems.append((self.below(key) if key else self.path, why))
+        self.report.problems.append((self._place(key), why))
 
     def note(self, key: str, what: str) -> None:
-        self.report.notes.append((self.below(key) if key else self.path, what))
+        self.report.notes.append((self._place(key), what))
 
     def close(self) -> None:
         """Report what is left, here and in all sections, as not translated or left out."""
         for key, value in self.rest().items():
-            place = re.sub(r'\[\d+\]', '', self.below(key))
-            rules = [rule for name, rule in _LEFT_OUT.items() if fnmatchcase(place, name)]
-            if not rules or (isinstance(rules[0], tuple) and value not in rules[0]):
+            place = re.sub(r'\[\d+\]', '', self._place(key))
+            rule = next((rule for name, rule in _LEFT_OUT.items() if fnmatchcase(place, name)), ())
+            if isinstance(rule, str):
+                if rule and value:
+                    self.note(key, f'{shorten(value)} is left out: {rule}')
+            elif value not in rule:
                 self.problem(key, f'no rule for {shorten(value)}')
-            elif isinstance(rules[0], str) and rules[0] and value:
-                self.note(key, f'{shorten(value)} is left out: {rules[0]}')
         for part in self._parts:
             part.close()
 

@@ -9,7 +9,8 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS, MODELS
 from release import ours, zoo
-from release.data_terms import leaf_datasets, train_leaves
+from release.data_terms import train_leaves
+from release.normal import leaf_datasets
 
 DETSEG = zoo.DETECTION + zoo.SEGMENTATION
 HEIGHT, WIDTH = 120, 170

@@ -3,6 +3,7 @@
 import inspect
 
 from .model_terms import official_name
+from .normal import leaf_datasets
 from .zoo import resize_scale
 
 _IMAGENET = {
@@ -141,13 +142,6 @@ def _multi_scale(cfg, test_scale):
     short = [min(resize['scale']) / min(test_scale) for resize in resizes]
     assert max(abs(a - b) for a, b in zip(ratios, short, strict=True)) < 2 / min(test_scale)
     return {'flip': True, 'img_ratios': [round(ratio, 6) for ratio in ratios]}
-
-
-def leaf_datasets(dataset):
-    """The data sets inside all wrappers."""
-    if 'datasets' in dataset:
-        return [leaf for inner in dataset['datasets'] for leaf in leaf_datasets(inner)]
-    return leaf_datasets(dataset['dataset']) if 'dataset' in dataset else [dataset]
 
 
 def train_leaves(cfg):

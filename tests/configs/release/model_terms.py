@@ -94,72 +94,20 @@ def heads(cfg, model):
         return _mask2former(cfg, model)
     if kind in ('UperNet', 'SegFormer head'):
         return _segmentation(cfg)
-    return _mask_rcnn(cfg) if kind == 'Mask R-CNN' else _cascade(cfg)
+    return {} if kind == 'Mask R-CNN' else _cascade(cfg)  # test_mask_rcnn_is_that_of_mmdet
 
 
-def _proposals(settings):
-    assert settings.nms.type == 'nms'
-    return {
-        'nms_pre': settings.nms_pre,
-        'max_per_img': settings.max_per_img,
-        'nms_iou': settings.nms.iou_threshold,
-    }
+def _fields(part, names):
+    """Attributes of a module or keys of a config; ``'term=name'`` where the table says ``term``."""
+    pairs = [name.partition('=') for name in names.split()]
+    return {term: getattr(part, name or term) for term, _, name in pairs}
 
 
-def _rpn(cfg):
-    train = cfg.model.train_cfg
-    return {
-        'train': {
-            'pos_iou': train.rpn.assigner.pos_iou_thr,
-            'neg_iou': train.rpn.assigner.neg_iou_thr,
-            'num': train.rpn.sampler.num,
-            **_proposals(train.rpn_proposal),
-        },
-        'test': _proposals(cfg.model.test_cfg.rpn),
-    }
-
-
-def _rcnn_test(cfg):
-    test = cfg.model.test_cfg.rcnn
-    return {
-        'score_thr': test.score_thr,
-        'nms': {'nms': 'hard'}[test.nms.type],
-        'nms_iou': test.nms.iou_threshold,
-        'max_per_img': test.max_per_img,
-        'mask_thr_binary': test.get('mask_thr_binary'),
-    }
-
-
-def _mask_rcnn(cfg):
-    rpn, roi, train = cfg.model.rpn_head, cfg.model.roi_head, cfg.model.train_cfg
-    assert roi.mask_head.num_classes == roi.bbox_head.num_classes
-    assert train.rcnn.assigner.neg_iou_thr == train.rcnn.assigner.pos_iou_thr
-    described = _rpn(cfg)
-    described['train']['pos_fraction'] = train.rpn.sampler.pos_fraction
-    return {
-        'num_classes': roi.bbox_head.num_classes,
-        'rpn': {
-            'anchor_scales': rpn.anchor_generator.scales,
-            'ratios': rpn.anchor_generator.ratios,
-            'strides': rpn.anchor_generator.strides,
-            'loss_bbox': rpn.loss_bbox.type,
-            **described,
-        },
-        'rcnn': {
-            'bbox_head': roi.bbox_head.type,
-            'reg_class_agnostic': roi.bbox_head.reg_class_agnostic,
-            'bbox_stds': roi.bbox_head.bbox_coder.target_stds,
-            'loss_bbox': roi.bbox_head.loss_bbox.type,
-            'train': {
-                'iou_thr': train.rcnn.assigner.pos_iou_thr,
-                'match_low_quality': train.rcnn.assigner.match_low_quality,
-                'num': train.rcnn.sampler.num,
-                'pos_fraction': train.rcnn.sampler.pos_fraction,
-                'mask_size': train.rcnn.mask_size,
-            },
-            'test': _rcnn_test(cfg),
-        },
-    }
+def _one(values):
+    """The value that all stages or layers share."""
+    first, *others = values
+    assert all(other == first for other in others), values
+    return first
 
 
 def _loss(loss):
@@ -171,41 +119,42 @@ def _loss(loss):
     return f'{name}{beta}', f'w={float(loss.loss_weight)}'
 
 
-def _one(values):
-    """The value that all stages share."""
-    first, *others = values
-    assert all(other == first for other in others), values
-    return first
+def _proposals(settings):
+    assert settings.nms.type == 'nms'
+    return {**_fields(settings, 'nms_pre max_per_img'), 'nms_iou': settings.nms.iou_threshold}
+
+
+def _rpn(cfg):
+    train = cfg.model.train_cfg
+    return {
+        'train': {
+            **_fields(train.rpn.assigner, 'pos_iou=pos_iou_thr neg_iou=neg_iou_thr'),
+            **_fields(train.rpn.sampler, 'num'),
+            **_fields(train.rpn, 'allowed_border'),
+            **_proposals(train.rpn_proposal),
+        },
+        'test': _proposals(cfg.model.test_cfg.rpn),
+    }
 
 
 def _cascade(cfg):
     rpn, roi, train = cfg.model.rpn_head, cfg.model.roi_head, cfg.model.train_cfg
-    described = _rpn(cfg)
-    described['train']['allowed_border'] = train.rpn.allowed_border
     name, weight = _loss(rpn.loss_bbox)
     assert weight == 'w=1.0'
     for stage in train.rcnn:
         assert stage.assigner.pos_iou_thr == stage.assigner.neg_iou_thr
         assert stage.assigner.min_pos_iou == stage.assigner.pos_iou_thr
-    stages = roi.bbox_head
+    stages, test = roi.bbox_head, cfg.model.test_cfg.rcnn
     assert len(stages) == roi.num_stages == len(train.rcnn)
-    box = {}
-    for key in (
-        'type',
-        'num_shared_convs',
-        'num_shared_fcs',
-        'conv_out_channels',
-        'fc_out_channels',
-        'reg_class_agnostic',
-        'reg_decoded_bbox',
-    ):
-        value = _one([stage.get(key, MISSING) for stage in stages])
-        if value is not MISSING:
-            box[key] = value
+    settings = (
+        'type num_shared_convs num_shared_fcs conv_out_channels fc_out_channels '
+        'reg_class_agnostic reg_decoded_bbox'
+    )
+    box = {key: _one([s.get(key) for s in stages]) for key in settings.split() if key in stages[0]}
     if 'norm_cfg' in stages[0]:
         box['norm'] = _one([stage.norm_cfg.type for stage in stages])
-    box['loss_cls'] = ' '.join(_loss(_one([stage.loss_cls for stage in stages])))
-    box['loss_bbox'] = ' '.join(_loss(_one([stage.loss_bbox for stage in stages])))
+    for loss in ('loss_cls', 'loss_bbox'):
+        box[loss] = ' '.join(_loss(_one([stage[loss] for stage in stages])))
     mask = roi.get('mask_head')
     if mask is not None:
         # One for all: mmdet makes a copy of it for every stage.
@@ -214,18 +163,20 @@ def _cascade(cfg):
         'num_classes': _one([stage.num_classes for stage in stages]),
         'bbox_head': box,
         'mask_head': mask and f'stock FCNMaskHead x{roi.num_stages}',
-        'rpn': {**described, 'loss_bbox': name},
+        'rpn': {**_rpn(cfg), 'loss_bbox': name},
         'rcnn': {
             'stage_loss_weights': roi.stage_loss_weights,
             'stage_iou_thr': [stage.assigner.pos_iou_thr for stage in train.rcnn],
             'bbox_stds': [stage.bbox_coder.target_stds for stage in stages],
             'match_low_quality': _one([s.assigner.match_low_quality for s in train.rcnn]),
-            'test': _rcnn_test(cfg),
+            'test': {
+                **_fields(test, 'score_thr max_per_img'),
+                'nms': {'nms': 'hard'}[test.nms.type],
+                'nms_iou': test.nms.iou_threshold,
+                'mask_thr_binary': test.get('mask_thr_binary'),
+            },
         },
     }
-
-
-MISSING = object()
 
 
 def _segmentation(cfg):
@@ -246,17 +197,9 @@ def _segmentation(cfg):
     return described
 
 
-def _position(encoding):
-    return {
-        'num_feats': encoding.num_feats,
-        'temperature': encoding.temperature,
-        'normalize': encoding.normalize,
-        'offset': encoding.offset,
-    }
-
-
-def _all_layers(layers, describe):
-    return _one([describe(layer) for layer in layers])
+def _layers(coder, describe):
+    """How many layers, and what all of them have in common."""
+    return {'num_layers': len(coder.layers), **_one([describe(layer) for layer in coder.layers])}
 
 
 def _dropout(*modules):
@@ -265,35 +208,20 @@ def _dropout(*modules):
     return _one(sorted(rates))
 
 
-def _ffn(layer):
+def _dino_layer(layer):
     assert type(layer.ffn).__name__ == 'FFN'
-    return {'ffn_type': 'FFN', 'ffn_channels': layer.ffn.feedforward_channels}
+    described = {'ffn_type': 'FFN', 'ffn_channels': layer.ffn.feedforward_channels}
+    attention = 'msda_levels=num_levels msda_points=num_points'
+    if hasattr(layer, 'cross_attn'):
+        described.update(_fields(layer.self_attn, 'self_attn_heads=num_heads'))
+        described.update(_fields(layer.cross_attn, attention))
+    else:
+        described.update(_fields(layer.self_attn, f'msda_heads=num_heads {attention}'))
+    return {**described, 'dropout': _dropout(layer)}
 
 
-def _encoder_layer(layer):
-    attention = layer.self_attn
-    return {
-        **_ffn(layer),
-        'msda_heads': attention.num_heads,
-        'msda_levels': attention.num_levels,
-        'msda_points': attention.num_points,
-        'dropout': _dropout(layer),
-    }
-
-
-def _decoder_layer(layer):
-    return {
-        **_ffn(layer),
-        'self_attn_heads': layer.self_attn.num_heads,
-        'msda_levels': layer.cross_attn.num_levels,
-        'msda_points': layer.cross_attn.num_points,
-        'dropout': _dropout(layer),
-    }
-
-
-def _weighted(loss, *keys):
-    described = {'type': type(loss).__name__, 'weight': loss.loss_weight}
-    return {**described, **{key: getattr(loss, key) for key in keys}}
+def _weighted(loss, further=''):
+    return {'type': type(loss).__name__, **_fields(loss, f'weight=loss_weight {further}')}
 
 
 def _dino(cfg, model):
@@ -304,31 +232,23 @@ def _dino(cfg, model):
     assert head.loss_cls.use_sigmoid
     described = {
         'type': official_name(type(head).__name__),
-        'num_queries': model.num_queries,
-        # One number now: the proposals become the queries.
-        'two_stage_num_proposals': model.num_queries,
-        'num_classes': head.num_classes,
-        'embed_dims': model.embed_dims,
-        'as_two_stage': model.as_two_stage,
-        'with_box_refine': model.with_box_refine,
-        'sync_cls_avg_factor': head.sync_cls_avg_factor,
-        'encoder': {
-            'num_layers': len(model.encoder.layers),
-            **_all_layers(model.encoder.layers, _encoder_layer),
-        },
+        # The proposals become the queries: one number now.
+        **_fields(model, 'num_queries two_stage_num_proposals=num_queries'),
+        **_fields(model, 'embed_dims as_two_stage with_box_refine'),
+        **_fields(head, 'num_classes sync_cls_avg_factor'),
+        'encoder': _layers(model.encoder, _dino_layer),
         'decoder': {
-            'num_layers': len(model.decoder.layers),
-            **_all_layers(model.decoder.layers, _decoder_layer),
+            **_layers(model.decoder, _dino_layer),
             'return_intermediate': model.decoder.return_intermediate,
         },
-        'positional_encoding': _position(model.positional_encoding),
+        'positional_encoding': _fields(
+            model.positional_encoding, 'num_feats temperature normalize offset'
+        ),
         'denoising': {
-            'label_noise': noise.label_noise_scale,
-            'box_noise': noise.box_noise_scale,
-            'dynamic': noise.dynamic_dn_groups,
-            'num_dn_queries': noise.num_dn_queries,
+            **_fields(noise, 'label_noise=label_noise_scale box_noise=box_noise_scale'),
+            **_fields(noise, 'dynamic=dynamic_dn_groups num_dn_queries'),
         },
-        'loss_cls': _weighted(head.loss_cls, 'gamma', 'alpha'),
+        'loss_cls': _weighted(head.loss_cls, 'gamma alpha'),
         'loss_bbox': _weighted(head.loss_bbox),
         'loss_iou': _weighted(head.loss_iou),
         'assigner_costs': {'focal': focal.weight, 'bbox_l1_cxcywh': l1.weight, 'giou': iou.weight},
@@ -342,9 +262,12 @@ def _dino(cfg, model):
 
 
 def _mask2former(cfg, model):
-    head = model.decode_head
-    pixel = head.pixel_decoder
-    settings = cfg.model.decode_head
+    head, settings = model.decode_head, cfg.model.decode_head
+    pixel, decoder, norm = (
+        head.pixel_decoder,
+        head.transformer_decoder,
+        settings.pixel_decoder.norm_cfg,
+    )
     cost_cls, cost_mask, cost_dice = settings.train_cfg.assigner.match_costs
     assert cost_cls.type == 'mmdet.ClassificationCost' and cost_dice.type == 'mmdet.DiceCost'
     assert cost_mask.type == 'mmdet.CrossEntropyLossCost' and cost_mask.use_sigmoid
@@ -353,54 +276,38 @@ def _mask2former(cfg, model):
     assert of_classes == [1.0] * head.num_classes
     dice = head.loss_dice
     assert dice.naive_dice and dice.activate and dice.use_sigmoid
-
-    def pixel_layer(layer):
-        attention = layer.self_attn
-        return {
-            'embed_dims': attention.embed_dims,
-            'num_heads': attention.num_heads,
-            'num_levels': attention.num_levels,
-            'num_points': attention.num_points,
-            'ffn_channels': layer.ffn.feedforward_channels,
-        }
-
-    def decoder_layer(layer):
-        assert layer.self_attn.num_heads == layer.cross_attn.num_heads
-        return {
-            'embed_dims': layer.self_attn.embed_dims,
-            'num_heads': layer.self_attn.num_heads,
-            'ffn_channels': layer.ffn.feedforward_channels,
-        }
-
-    assert type(head.transformer_decoder.layers[0]).__name__ == 'Mask2FormerTransformerDecoderLayer'
-    for module in (pixel.encoder, head.transformer_decoder):
+    for module in (pixel.encoder, decoder):
         assert _dropout(module) == 0.0
+    # Whose forward has the order below.
+    assert type(decoder.layers[0]).__name__ == 'Mask2FormerTransformerDecoderLayer'
+    assert all(layer.self_attn.num_heads == layer.cross_attn.num_heads for layer in decoder.layers)
+
+    def layer(attention):
+        def describe(layer):
+            ffn = _fields(layer.ffn, 'ffn_channels=feedforward_channels')
+            return {**_fields(layer.self_attn, attention), **ffn}
+
+        return describe
+
     return {
         'decode_head': {
             'type': official_name(settings.type),
-            'in_channels': settings.in_channels,
-            'feat_channels': settings.feat_channels,
-            'out_channels': settings.out_channels,
-            'num_queries': head.num_queries,
-            'num_transformer_feat_level': head.num_transformer_feat_level,
+            **_fields(settings, 'in_channels feat_channels out_channels'),
+            **_fields(head, 'num_queries num_transformer_feat_level'),
             'pixel_decoder': {
                 'type': type(pixel).__name__,
-                'num_layers': len(pixel.encoder.layers),
-                **_all_layers(pixel.encoder.layers, pixel_layer),
-                'norm': f'{settings.pixel_decoder.norm_cfg.type}'
-                f'{settings.pixel_decoder.norm_cfg.num_groups}',
+                **_layers(pixel.encoder, layer('embed_dims num_heads num_levels num_points')),
+                'norm': f'{norm.type}{norm.num_groups}',
                 'pos_num_feats': pixel.postional_encoding.num_feats,
             },
             'transformer_decoder': {
-                'num_layers': len(head.transformer_decoder.layers),
-                **_all_layers(head.transformer_decoder.layers, decoder_layer),
-                # What Mask2FormerTransformerDecoderLayer.forward does.
+                **_layers(decoder, layer('embed_dims num_heads')),
                 'order': 'cross_attn,norm,self_attn,norm,ffn,norm',
                 'pos_num_feats': head.decoder_positional_encoding.num_feats,
             },
             'loss_cls': {
+                **_weighted(head.loss_cls),
                 'type': type(head.loss_cls).__name__.removesuffix('Loss'),
-                'weight': head.loss_cls.loss_weight,
                 'no_object_weight': of_none,
             },
             'loss_mask': {
@@ -409,9 +316,7 @@ def _mask2former(cfg, model):
             },
             'loss_dice': {'type': 'naive Dice', 'eps': dice.eps, 'weight': dice.loss_weight},
             'train': {
-                'num_points': head.num_points,
-                'oversample_ratio': head.oversample_ratio,
-                'importance_sample_ratio': head.importance_sample_ratio,
+                **_fields(head, 'num_points oversample_ratio importance_sample_ratio'),
                 'assigner_costs': {
                     'cls': cost_cls.weight,
                     'mask_bce': cost_mask.weight,

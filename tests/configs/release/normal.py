@@ -6,31 +6,10 @@ from internimage_mm.backbones import InternImage
 from internimage_mm.backbones.presets import architecture
 
 _SETTINGS = (
-    'auto_scale_lr',
-    'custom_hooks',
-    'custom_imports',
-    'default_hooks',
-    'default_scope',
-    'env_cfg',
-    'load_from',
-    'log_level',
-    'log_processor',
-    'model',
-    'optim_wrapper',
-    'param_scheduler',
-    'resume',
-    'test_cfg',
-    'test_dataloader',
-    'test_evaluator',
-    'test_with_tta',
-    'train_cfg',
-    'train_dataloader',
-    'tta_model',
-    'tta_pipeline',
-    'val_cfg',
-    'val_dataloader',
-    'val_evaluator',
-    'visualizer',
+    'auto_scale_lr custom_hooks custom_imports default_hooks default_scope env_cfg load_from '
+    'log_level log_processor model optim_wrapper param_scheduler resume test_cfg test_dataloader '
+    'test_evaluator test_with_tta train_cfg train_dataloader tta_model tta_pipeline val_cfg '
+    'val_dataloader val_evaluator visualizer'
 )
 
 
@@ -39,21 +18,22 @@ def normal(cfg):
 
     Presets of the backbone are written out, paths of data sets joined, tuples are lists.
     """
-    settings = json.loads(json.dumps({key: cfg[key] for key in _SETTINGS if key in cfg}))
+    settings = json.loads(json.dumps({key: cfg[key] for key in _SETTINGS.split() if key in cfg}))
     backbone = settings['model']['backbone']
     if backbone['type'] in ('InternImage', 'CBInternImage'):
         preset = architecture(backbone.pop('arch')) if 'arch' in backbone else {}
         settings['model']['backbone'] = {**InternImage.DEFAULTS, **preset, **backbone}
     for split in ('train', 'val', 'test'):
-        for leaf in _leaves(settings[f'{split}_dataloader']['dataset']):
+        for leaf in leaf_datasets(settings[f'{split}_dataloader']['dataset']):
             _join_paths(leaf)
     return settings
 
 
-def _leaves(dataset):
+def leaf_datasets(dataset):
+    """The data sets inside all wrappers."""
     if 'datasets' in dataset:
-        return [leaf for inner in dataset['datasets'] for leaf in _leaves(inner)]
-    return _leaves(dataset['dataset']) if 'dataset' in dataset else [dataset]
+        return [leaf for inner in dataset['datasets'] for leaf in leaf_datasets(inner)]
+    return leaf_datasets(dataset['dataset']) if 'dataset' in dataset else [dataset]
 
 
 def _join_paths(leaf):

@@ -14,9 +14,14 @@ from .zoo import ROOT, models
 
 
 @functools.cache
+def parse(config):
+    """One of our configs, by its path in the repository."""
+    return Config.fromfile(ROOT / config)
+
+
 def load(official):
     """Our config that stands for an official one."""
-    return Config.fromfile(ROOT / models()[official]['Config'])
+    return parse(models()[official]['Config'])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ _NEW_STYLE = (
     'default_scope optim_wrapper param_scheduler test_dataloader train_cfg train_dataloader '
     'val_evaluator'
 )
+_WIDTH = 85
 
 
 def read_old_config(path: str) -> dict:
@@ -32,22 +33,19 @@ def read_old_config(path: str) -> dict:
             f'config {path} is no Python config; classification configs (YAML) are not migrated: '
             'configs/imagenet has every official one'
         )
+    one_of_them = f'config {path} (or one of its _base_ files)'
     try:
         old = Config.fromfile(path, import_custom_modules=False, lazy_import=False).to_dict()
     except SyntaxError as error:
-        raise UserError(
-            f'config {path} (or one of its _base_ files) is not valid Python: {error.msg} '
-            f'(line {error.lineno}: {(error.text or "").strip()})'
-        ) from error
+        line = f'line {error.lineno}: {(error.text or "").strip()}'
+        raise UserError(f'{one_of_them} is not valid Python: {error.msg} ({line})') from error
     except (ConfigParsingError, OSError, ImportError) as error:
         raise UserError(
             f'config {path} cannot be read: {error}. It inherits from files of the official '
             'repository: leave it where it is in that tree'
         ) from error
     except Exception as error:  # whatever the code of a config raises
-        raise UserError(
-            f'config {path} (or one of its _base_ files) raises {type(error).__name__}: {error}'
-        ) from error
+        raise UserError(f'{one_of_them} raises {type(error).__name__}: {error}') from error
     check_old_style(old, path)
     return old
 
@@ -87,19 +85,14 @@ def _format(value: Any, indent: int) -> str:
         return f'[{value[0]!r}] * {len(value) - 1} + [{value[-1]!r}]'
     if isinstance(value, dict):
         call = all(str(key).isidentifier() and not keyword.iskeyword(str(key)) for key in value)
-        opening, closing = ('dict(', ')') if call else ('{', '}')
-        labels = [f'{key}=' if call else f'{key!r}: ' for key in value]
-        values = list(value.values())
+        opening, label, closing = ('dict(', '{}=', ')') if call else ('{', '{!r}: ', '}')
+        items = [label.format(key) + _format(item, indent + 4) for key, item in value.items()]
     else:
         opening, closing = '[]' if isinstance(value, list) else '()'
-        labels, values = [''] * len(value), list(value)
-    items = [label + _format(item, indent + 4) for label, item in zip(labels, values, strict=True)]
+        items = [_format(item, indent + 4) for item in value]
     comma = ',' if isinstance(value, tuple) and len(value) == 1 else ''
     line = f'{opening}{", ".join(items)}{comma}{closing}'
-    if indent + len(line) < 85 and '\n' not in line:
+    if indent + len(line) < _WIDTH and '\n' not in line:
         return line
-    return (
-        f'{opening}\n'
-        + ''.join(f'{" " * (indent + 4)}{i},\n' for i in items)
-        + (' ' * indent + closing)
-    )
+    margin = ' ' * indent
+    return f'{opening}\n' + ''.join(f'{margin}    {item},\n' for item in items) + margin + closing
