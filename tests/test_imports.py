@@ -36,7 +36,6 @@ ALLOWED_NAMES = {
     *('_check', '_check_value'),  # checks for fake kernels, as in PyTorch's documentation
     '_ParamScheduler',  # the base class of schedulers in mmengine's documentation
     '_core',  # NumPy 2 pickles its functions under this name
-    '_sleep',  # the op's benchmark keeps a GPU busy; PyTorch has no public way
 }
 MAY_USE_PRIVATE_NAMES = {ROOT / 'ops_dcnv3/fast_cpu.py', ROOT / 'internimage_mm/compat.py'}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.metadata
 import json
@@ -104,11 +105,18 @@ def _wall_seconds(call: Call) -> float:
     return time.perf_counter() - start
 
 
+@functools.cache
+def _large_matrix() -> torch.Tensor:
+    return torch.zeros(4096, 4096, device='cuda')
+
+
 def _gpu_seconds(call: Call, calls: int = 10) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # The GPU waits a few ms while Python fills its queue: else a kernel of some microseconds would
-    # be found to take as long as it takes to launch.
-    torch.cuda._sleep(10_000_000)
+    # The GPU is busy for a few ms while Python fills its queue: else a kernel of some microseconds
+    # would be found to take as long as it takes to launch.
+    matrix = _large_matrix()
+    for _ in range(3):
+        torch.mm(matrix, matrix)
     start.record()
     for _ in range(calls):
         call()
