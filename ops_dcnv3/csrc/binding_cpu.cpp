@@ -20,10 +20,8 @@
 namespace {
 
 using at::Tensor;
-using dcnv3::check_grad_output;
-using dcnv3::make_problem;
+using dcnv3::Call;
 using dcnv3::Problem;
-using dcnv3::readable;
 
 // Storage type of the kernels for a torch dtype.
 template <typename Visit>
@@ -76,56 +74,44 @@ Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   return tensor;
 }
 
-Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
+Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
                at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
-  const Tensor input = input_.contiguous();
-  const auto [offset, offset_stride] = readable(offset_);
-  const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
-                                       groups, offset_scale, remove_center, mask_is_logits);
-  const Tensor output = allocate(
-      {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
-  const Tensor offset_data = offset, mask_data = mask;  // bindings cannot be captured in C++17
+  const Call call(input, offset, mask, window, groups, offset_scale, remove_center, mask_is_logits);
+  const Problem& problem = call.problem;
+  const Tensor output = allocate(call.output_sizes(), call.input.options());
   visit_dtype(input, [&](auto type) {
     using T = decltype(type);
     const auto kernel = dcnv3::kernels<T>().forward;
     at::parallel_for(0, problem.batch * problem.out_height, rows_per_chunk(problem),
                      [&](int64_t begin, int64_t end) {
-                       kernel(problem, read<T>(input), read<T>(offset_data), read<T>(mask_data),
-                              write<T>(output), begin, end);
+                       kernel(problem, read<T>(call.input), read<T>(call.offset),
+                              read<T>(call.mask), write<T>(output), begin, end);
                      });
   });
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input_,
-                                            const Tensor& offset_, const Tensor& mask_,
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input,
+                                            const Tensor& offset, const Tensor& mask,
                                             at::IntArrayRef window, int64_t groups,
                                             double offset_scale, bool remove_center,
                                             bool mask_is_logits) {
-  const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
-  const auto [offset, offset_stride] = readable(offset_);
-  const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
-                                       groups, offset_scale, remove_center, mask_is_logits);
-  check_grad_output(problem, grad_output, input);
-  // Halves are summed in float32.
-  const auto sum_type = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const Tensor grad_input = allocate(input.sizes(), input.options().dtype(sum_type));
+  const Call call(input, offset, mask, window, groups, offset_scale, remove_center, mask_is_logits);
+  const Tensor grad_output = call.readable_gradient(grad_output_);
+  const Tensor grad_input = allocate(input.sizes(), call.sums());
   const Tensor grad_offset = allocate(offset.sizes(), offset.options());
   const Tensor grad_mask = allocate(mask.sizes(), mask.options());
-  const Tensor offset_data = offset, mask_data = mask;
   visit_dtype(input, [&](auto type) {
     using T = decltype(type);
     using S = typename dcnv3::Compute<T>::type;
     const dcnv3::BackwardTensors<T> tensors{
-        read<T>(grad_output), read<T>(input),        read<T>(offset_data), read<T>(mask_data),
+        read<T>(grad_output), read<T>(call.input),   read<T>(call.offset), read<T>(call.mask),
         write<S>(grad_input), write<T>(grad_offset), write<T>(grad_mask)};
     dcnv3::backward(
-        problem, dcnv3::kernels<T>(), tensors, at::get_num_threads(),
+        call.problem, dcnv3::kernels<T>(), tensors, at::get_num_threads(),
         [](int64_t size, auto work) { at::parallel_for(0, size, 1, work); },
-        dcnv3::number_of_bands(problem));
+        dcnv3::number_of_bands(call.problem));
   });
   return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
 }

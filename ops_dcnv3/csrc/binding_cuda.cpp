@@ -16,10 +16,8 @@
 namespace {
 
 using at::Tensor;
-using dcnv3::check_grad_output;
-using dcnv3::make_problem;
+using dcnv3::Call;
 using dcnv3::Problem;
-using dcnv3::readable;
 using dcnv3::gpu::DType;
 
 DType dtype_of(const Tensor& tensor) {
@@ -38,11 +36,6 @@ DType dtype_of(const Tensor& tensor) {
   }
 }
 
-void check_devices(const Tensor& input, const Tensor& other) {
-  TORCH_CHECK_VALUE(other.device() == input.device(), "dcnv3: tensors must be on the device of ",
-                    "input, ", input.device(), ", got ", other.device());
-}
-
 void check(cudaError_t error, const Problem& problem) {
   TORCH_CHECK_VALUE(
       error != cudaErrorInvalidValue,
@@ -54,63 +47,48 @@ void check(cudaError_t error, const Problem& problem) {
   C10_CUDA_CHECK(error);
 }
 
-Tensor forward(const Tensor& input_, const Tensor& offset_, const Tensor& mask_,
+Tensor forward(const Tensor& input, const Tensor& offset, const Tensor& mask,
                at::IntArrayRef window, int64_t groups, double offset_scale, bool remove_center,
                bool mask_is_logits) {
-  check_devices(input_, offset_);
-  check_devices(input_, mask_);
-  const c10::cuda::CUDAGuard guard(input_.device());
-  const Tensor input = input_.contiguous();
-  const auto [offset, offset_stride] = readable(offset_);
-  const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
-                                       groups, offset_scale, remove_center, mask_is_logits);
-  const DType dtype = dtype_of(input);
-  const Tensor output = at::empty(
-      {problem.batch, problem.out_height, problem.out_width, problem.channels()}, input.options());
-  check(dcnv3::gpu::forward(problem, dtype, input.const_data_ptr(), offset.const_data_ptr(),
-                            mask.const_data_ptr(), output.mutable_data_ptr(),
-                            c10::cuda::getCurrentCUDAStream()),
-        problem);
+  const Call call(input, offset, mask, window, groups, offset_scale, remove_center, mask_is_logits);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const Tensor output = at::empty(call.output_sizes(), call.input.options());
+  check(dcnv3::gpu::forward(call.problem, dtype_of(input), call.input.const_data_ptr(),
+                            call.offset.const_data_ptr(), call.mask.const_data_ptr(),
+                            output.mutable_data_ptr(), c10::cuda::getCurrentCUDAStream()),
+        call.problem);
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input_,
-                                            const Tensor& offset_, const Tensor& mask_,
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output_, const Tensor& input,
+                                            const Tensor& offset, const Tensor& mask,
                                             at::IntArrayRef window, int64_t groups,
                                             double offset_scale, bool remove_center,
                                             bool mask_is_logits) {
-  check_devices(input_, offset_);
-  check_devices(input_, mask_);
-  check_devices(input_, grad_output_);
-  const c10::cuda::CUDAGuard guard(input_.device());
-  const Tensor input = input_.contiguous(), grad_output = grad_output_.contiguous();
-  const auto [offset, offset_stride] = readable(offset_);
-  const auto [mask, mask_stride] = readable(mask_);
-  const Problem problem = make_problem(input, offset, mask, offset_stride, mask_stride, window,
-                                       groups, offset_scale, remove_center, mask_is_logits);
-  check_grad_output(problem, grad_output, input);
+  const Call call(input, offset, mask, window, groups, offset_scale, remove_center, mask_is_logits);
+  const Tensor grad_output = call.readable_gradient(grad_output_);
+  const c10::cuda::CUDAGuard guard(input.device());
   const DType dtype = dtype_of(input);
   const bool ordered = at::globalContext().deterministicAlgorithms();
-  const auto sums = input.options().dtype(dtype == DType::kFloat64 ? at::kDouble : at::kFloat);
   const Tensor grad_input =
-      ordered ? at::empty(input.sizes(), sums) : at::zeros(input.sizes(), sums);
+      ordered ? at::empty(input.sizes(), call.sums()) : at::zeros(input.sizes(), call.sums());
   const Tensor grad_offset = at::empty(offset.sizes(), offset.options());
   const Tensor grad_mask = at::empty(mask.sizes(), mask.options());
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
-  check(dcnv3::gpu::backward(problem, dtype, grad_output.const_data_ptr(), input.const_data_ptr(),
-                             offset.const_data_ptr(), mask.const_data_ptr(),
+  check(dcnv3::gpu::backward(call.problem, dtype, grad_output.const_data_ptr(),
+                             call.input.const_data_ptr(), call.offset.const_data_ptr(),
+                             call.mask.const_data_ptr(),
                              ordered ? nullptr : grad_input.mutable_data_ptr(),
                              grad_offset.mutable_data_ptr(), grad_mask.mutable_data_ptr(), stream),
-        problem);
+        call.problem);
   if (ordered) {
-    const Tensor workspace = at::empty({dcnv3::gpu::ordered_workspace_bytes(problem, dtype)},
+    const Tensor workspace = at::empty({dcnv3::gpu::ordered_workspace_bytes(call.problem, dtype)},
                                        input.options().dtype(at::kByte));
-    check(dcnv3::gpu::backward_input_ordered(problem, dtype, grad_output.const_data_ptr(),
-                                             offset.const_data_ptr(), mask.const_data_ptr(),
-                                             grad_input.mutable_data_ptr(),
-                                             workspace.mutable_data_ptr(), stream),
-          problem);
+    check(dcnv3::gpu::backward_input_ordered(
+              call.problem, dtype, grad_output.const_data_ptr(), call.offset.const_data_ptr(),
+              call.mask.const_data_ptr(), grad_input.mutable_data_ptr(),
+              workspace.mutable_data_ptr(), stream),
+          call.problem);
   }
   return {grad_input.to(input.scalar_type()), grad_offset, grad_mask};
 }

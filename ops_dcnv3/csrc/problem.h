@@ -18,4 +18,14 @@ struct Problem {
   int64_t points() const { return kernel_h * kernel_w - (remove_center ? 1 : 0); }
 };
 
+// Type in which positions and sums of a storage type are computed.
+template <typename T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+
 }  // namespace dcnv3

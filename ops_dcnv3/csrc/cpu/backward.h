@@ -20,13 +20,13 @@ DCNV3_NOINLINE void scatter(const Problem& problem, const Points<S>& points, int
     S* __restrict__ dot = points.dot + 4 * first;
     Vector grad[L::kCount];
     for (int v = 0; v < L::kCount; ++v) {
-      grad[v] = load_vector<Vector>(grad_output + v * L::kWidth, static_cast<S*>(nullptr));
+      grad[v] = load_vector<Vector>(grad_output + v * L::kWidth);
     }
     const auto corner = [&](auto factor, const T* from, S* to) {
       Vector product = {};
       for (int v = 0; v < L::kCount; ++v, from += L::kWidth, to += L::kWidth) {
-        product += grad[v] * load_vector<Vector>(from, static_cast<S*>(nullptr));
-        Vector sum = load_vector<Vector>(to, static_cast<S*>(nullptr));
+        product += grad[v] * load_vector<Vector>(from);
+        Vector sum = load_vector<Vector>(to);
         sum += factor * grad[v];
         std::memcpy(to, &sum, sizeof sum);
       }

@@ -4,7 +4,12 @@
 // one image.
 #pragma once
 
+// All that the kernels use: kernels_*.cpp include headers here, before their pragmas.
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "../problem.h"
@@ -21,16 +26,6 @@ struct BFloat16 {
 };
 struct Float16 {
   uint16_t bits;
-};
-
-// Type in which positions and sums of a storage type are computed.
-template <typename T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
 };
 
 // Output rows [begin, end) of batch * out_height.

@@ -6,14 +6,6 @@
 // position, bilinear weights and mask once for each sampling point, vectorised over points. The
 // second (forward.h, backward.h) walks over pixels and groups with the channels of a group in
 // vector registers.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
-#include <type_traits>
-#include <vector>
-
 #include "dcnv3_cpu.h"
 
 namespace dcnv3 {

@@ -68,9 +68,7 @@ struct Grid {
 
 template <typename S>
 inline typename Pack<S>::Real load_pack(const S* from) {
-  typename Pack<S>::Real value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
+  return load_vector<typename Pack<S>::Real>(from);
 }
 
 template <typename V, typename E>
@@ -164,8 +162,7 @@ inline void read_masks(const Problem& problem, const PointSource<T>& source, int
     const T* mask = source.mask + (first_pixel + q) * problem.mask_stride + first;
     for (int64_t p = 0; p < count; p += P::kWidth) {
       const T* pack = whole_pack<P::kWidth>(mask + p, source.mask_end, count - p, copy);
-      store_pack(load_vector<typename P::Real>(pack, static_cast<S*>(nullptr)),
-                 masks + q * count + p);
+      store_pack(load_vector<typename P::Real>(pack), masks + q * count + p);
     }
   }
 }

@@ -12,34 +12,6 @@
 
 // ---------------------------------------------------------------------------------- 16-bit floats
 
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-inline float to_compute(float value) { return value; }
-inline double to_compute(double value) { return value; }
-inline float to_compute(BFloat16 value) { return from_bits(uint32_t(value.bits) << 16); }
-
-inline float to_compute(Float16 value) {
-  const uint32_t magnitude = value.bits & 0x7fffu;
-  // Moving the exponent field as it is and scaling by the difference of the biases (2^112) is exact
-  // for normal and subnormal numbers alike.
-  const float finite = from_bits(magnitude << 13) * 0x1p112f;
-  const uint32_t bits = magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : to_bits(finite);
-  return from_bits(bits | uint32_t(value.bits & 0x8000u) << 16);
-}
-
-inline void store(float value, float* to) { *to = value; }
-inline void store(double value, double* to) { *to = value; }
-
 template <typename To, typename From>
 inline To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "the same bits");
@@ -47,6 +19,23 @@ inline To bit_cast(const From& from) {
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
+
+inline float to_compute(float value) { return value; }
+inline double to_compute(double value) { return value; }
+inline float to_compute(BFloat16 value) { return bit_cast<float>(uint32_t(value.bits) << 16); }
+
+inline float to_compute(Float16 value) {
+  const uint32_t magnitude = value.bits & 0x7fffu;
+  // Moving the exponent field as it is and scaling by the difference of the biases (2^112) is exact
+  // for normal and subnormal numbers alike.
+  const float finite = bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t bits =
+      magnitude >= 0x7c00u ? (magnitude << 13 | 0x7f800000u) : bit_cast<uint32_t>(finite);
+  return bit_cast<float>(bits | uint32_t(value.bits & 0x8000u) << 16);
+}
+
+inline void store(float value, float* to) { *to = value; }
+inline void store(double value, double* to) { *to = value; }
 
 // Bits of 16-bit floats, for a number or a vector of them. Both round to nearest, ties to even.
 template <typename Bits, typename Real>
@@ -62,7 +51,8 @@ inline Bits float16_bits(Real value) {
   const Bits magnitude = bits & 0x7fffffffu;
   const Bits normal = (magnitude + 0xfffu + (magnitude >> 13 & 1u) - (112u << 23)) >> 13;
   // Half a unit in the last place of 0.5f is the unit of subnormal halves, so the addition rounds.
-  const Bits subnormal = bit_cast<Bits>(bit_cast<Real>(magnitude) + 0.5f) - to_bits(0.5f);
+  const Bits subnormal =
+      bit_cast<Bits>(bit_cast<Real>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
   Bits half = magnitude < 0x38800000u ? subnormal : normal;   // 2^-14
   half = magnitude >= 0x477ff000u ? Bits{} + 0x7c00u : half;  // 65520
   half = magnitude > 0x7f800000u ? Bits{} + 0x7e00u : half;   // NaN
@@ -98,22 +88,18 @@ struct Lanes<S, 1> {
 };
 
 template <typename V, typename S>
-inline V load_vector(const S* from, const S*) {
+inline V load_vector(const S* from) {
   V value;
   std::memcpy(&value, from, sizeof value);
   return value;
 }
 
-inline float load_scalar(const BFloat16* from) { return to_compute(*from); }
-inline float load_scalar(const Float16* from) { return to_compute(*from); }
-
-#if DCNV3_VECTOR_BYTES
 // W unsigned 16-bit numbers as 32-bit ones, and back. Written out for each width, since GCC 12
-// rejects
-// __builtin_convertvector on vectors of dependent size.
+// rejects __builtin_convertvector on vectors of dependent size.
 template <int W>
 struct Bits;
 
+#if DCNV3_VECTOR_BYTES
 #define DCNV3_BITS(W)                                              \
   template <>                                                      \
   struct Bits<W> {                                                 \
@@ -137,52 +123,33 @@ DCNV3_BITS(8)
 DCNV3_BITS(16)
 #endif
 #undef DCNV3_BITS
+#endif
 
 template <typename V>
-inline V load_vector(const BFloat16* from, const float*) {
+inline V load_vector(const BFloat16* from) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   if constexpr (kWidth == 1) {
-    return load_scalar(from);
+    return to_compute(*from);
   } else {
-    const auto bits = Bits<kWidth>::load(from) << 16;
-    V value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
+    return bit_cast<V>(Bits<kWidth>::load(from) << 16);
   }
 }
 
 template <typename V>
-inline V load_vector(const Float16* from, const float*) {
+inline V load_vector(const Float16* from) {
   constexpr int kWidth = sizeof(V) / sizeof(float);
   if constexpr (kWidth == 1) {
-    return load_scalar(from);
+    return to_compute(*from);
   } else {
     using Wide = typename Bits<kWidth>::Wide;
     const Wide bits = Bits<kWidth>::load(from);
     const Wide magnitude = bits & 0x7fffu;
     const Wide moved = magnitude << 13;
-    V finite;
-    std::memcpy(&finite, &moved, sizeof finite);
-    finite *= 0x1p112f;
-    Wide result;
-    std::memcpy(&result, &finite, sizeof result);
-    result = magnitude >= 0x7c00u ? (moved | 0x7f800000u) : result;
-    result |= (bits & 0x8000u) << 16;
-    V value;
-    std::memcpy(&value, &result, sizeof value);
-    return value;
+    const Wide finite = bit_cast<Wide>(bit_cast<V>(moved) * 0x1p112f);
+    const Wide result = magnitude >= 0x7c00u ? (moved | 0x7f800000u) : finite;
+    return bit_cast<V>(result | (bits & 0x8000u) << 16);
   }
 }
-#else
-template <typename V>
-inline V load_vector(const BFloat16* from, const float*) {
-  return load_scalar(from);
-}
-template <typename V>
-inline V load_vector(const Float16* from, const float*) {
-  return load_scalar(from);
-}
-#endif
 
 template <typename V, typename S, typename T>
 inline void store_vector(V value, T* to) {
@@ -191,14 +158,12 @@ inline void store_vector(V value, T* to) {
   } else if constexpr (std::is_same<S, T>::value) {
     std::memcpy(to, &value, sizeof value);
   } else {
-#if DCNV3_VECTOR_BYTES
     using B = Bits<sizeof(V) / sizeof(S)>;
     if constexpr (std::is_same<T, BFloat16>::value) {
       B::store(bfloat16_bits<typename B::Wide>(value), to);
     } else {
       B::store(float16_bits<typename B::Wide>(value), to);
     }
-#endif
   }
 }
 
@@ -209,9 +174,7 @@ struct Channels : Lanes<typename Compute<T>::type, N> {
   using S = typename Compute<T>::type;
   using Vector = typename L::Vector;
   static void load(const T* from, Vector* to) {
-    for (int v = 0; v < L::kCount; ++v) {
-      to[v] = load_vector<Vector>(from + v * L::kWidth, static_cast<S*>(nullptr));
-    }
+    for (int v = 0; v < L::kCount; ++v) to[v] = load_vector<Vector>(from + v * L::kWidth);
   }
   static void store(const Vector* from, T* to) {
     for (int v = 0; v < L::kCount; ++v) store_vector<Vector, S>(from[v], to + v * L::kWidth);
@@ -274,7 +237,9 @@ struct Pack {
   static Int index(Int x, Int y, int32_t width) {
     return Int(uint32_t(y) * uint32_t(width) + uint32_t(x));
   }
-  static Real power_of_two(Int exponent) { return Real(from_bits(uint32_t(exponent + 127) << 23)); }
+  static Real power_of_two(Int exponent) {
+    return Real(bit_cast<float>(uint32_t(exponent + 127) << 23));
+  }
 
   // S from (x, y) pairs, and back
   template <typename T>
@@ -373,8 +338,8 @@ struct Pack<float> {
 
   template <typename T>
   static void load_pairs(const T* from, Real* x, Real* y) {
-    const Real a = load_vector<Real>(from, static_cast<float*>(nullptr));
-    const Real b = load_vector<Real>(from + kWidth, static_cast<float*>(nullptr));
+    const Real a = load_vector<Real>(from);
+    const Real b = load_vector<Real>(from + kWidth);
     *x = even(a, b);
     *y = odd(a, b);
   }
