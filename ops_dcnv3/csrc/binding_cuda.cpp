@@ -38,7 +38,7 @@ DType dtype_of(const Tensor& tensor) {
 
 void check(cudaError_t error, const Problem& problem) {
   TORCH_CHECK_VALUE(
-      error != cudaErrorInvalidValue,
+      error != cudaErrorNotSupported,
       "dcnv3: the CUDA kernels take sizes of one image, 8 * channels and 2 * groups * points below "
       "2^30, got an input of ",
       problem.batch, "x", problem.height, "x", problem.width, "x", problem.channels(),

@@ -5,13 +5,10 @@ speed. Warp barriers and shuffles are emulated; see emulator.h for what is check
 """
 
 import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from compiling import EMULATED_CUDA, compile_cpp
 from op_cases import (
     CASES,
     GOLDEN_TOLERANCES,
@@ -29,8 +26,6 @@ from op_cases import (
 
 from ops_dcnv3.geometry import num_points, output_size, pair
 
-HERE = Path(__file__).parent / 'cuda_emulator'
-SOURCES = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as in dcnv3_cuda.h
 # More shapes, for what only these kernels distinguish.
 SHAPES = [
@@ -44,38 +39,13 @@ SHAPES = [
 ]
 
 
-def build(folder: Path) -> ctypes.CDLL:
-    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
-    assert compiler, 'the emulated CUDA kernels need g++ or clang++'
-    library = folder / 'libemulated.so'
-    command = [
-        *compiler.split(),
-        '-std=c++17',
-        '-O1',
-        '-fPIC',
-        '-shared',
-        '-D__CUDA_ARCH__=900',
-        '-D__CUDACC_VER_MAJOR__=13',
-        '-D__CUDACC_VER_MINOR__=0',
-        f'-I{HERE}',
-        f'-I{SOURCES}',
-        str(HERE / 'emulator.cpp'),
-        '-x',
-        'c++',
-        *map(str, sorted(SOURCES.glob('*.cu'))),
-        '-o',
-        str(library),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert result.returncode == 0, result.stderr[-4000:]
-    loaded = ctypes.CDLL(str(library))
-    loaded.emulated_workspace_bytes.restype = ctypes.c_int64
-    return loaded
-
-
 @pytest.fixture(scope='session')
 def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp('cuda_emulator'))
+    path = tmp_path_factory.mktemp('cuda_emulator') / 'libemulated.so'
+    compile_cpp('-std=c++17', '-O1', '-fPIC', '-shared', '-o', path, *EMULATED_CUDA)
+    loaded = ctypes.CDLL(str(path))
+    loaded.emulated_workspace_bytes.restype = ctypes.c_int64
+    return loaded
 
 
 def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
@@ -288,5 +258,5 @@ def test_infinite_and_nan_logits(library):
 def test_sizes_beyond_the_kernels_are_refused(library):
     sizes = [1, 1 << 15, 1 << 15, 1 << 15, 1 << 15, 1, 16, 3, 3, 1, 1, 1, 1, 1, 1, 18, 9, 0, 0]
     problem = (ctypes.c_int64 * 19)(*sizes)
-    # Refused before any of the null pointers is read; 1 is cudaErrorInvalidValue.
-    assert library.emulated_forward(problem, ctypes.c_double(1), 0, None, None, None, None) == 1
+    # Refused before any of the null pointers is read; 801 is cudaErrorNotSupported.
+    assert library.emulated_forward(problem, ctypes.c_double(1), 0, None, None, None, None) == 801

@@ -7,14 +7,13 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from compiling import CSRC, compile_cpp, run
 from torch.utils.cpp_extension import include_paths
 
-SOURCES = Path(__file__).parents[2] / 'ops_dcnv3' / 'csrc' / 'cuda'
 # The oldest, without vector atomics and native bfloat16, and one with both.
 ARCHITECTURES = (75, 90)
 # Those that PyTorch adds when it builds an extension.
@@ -25,9 +24,9 @@ TORCH_FLAGS = (
     '-D__CUDA_NO_HALF2_OPERATORS__',
     '--expt-relaxed-constexpr',
 )
-# Bytes that a kernel may keep in memory for want of registers. Measured with nvcc 13.0: 48 for the
-# backward of halves on sm_75, 8 or none elsewhere.
-LARGEST_SPILL = 64
+# Bytes that a kernel may keep in memory for want of registers. Measured with nvcc 13.0: 20 for the
+# backward of halves with kernels other than 3x3 on sm_90, 8 or none elsewhere.
+LARGEST_SPILL = 32
 
 
 def find_nvcc():
@@ -46,15 +45,9 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-def run(*command):
-    result = subprocess.run(command, capture_output=True, text=True, timeout=590)
-    assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
-    return result.stdout + result.stderr
-
-
 @needs_nvcc
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize('source', sorted(p.name for p in SOURCES.glob('*.cu')))
+@pytest.mark.parametrize('source', sorted(p.name for p in CSRC.glob('cuda/*.cu')))
 def test_kernels_compile_without_warnings(source, tmp_path):
     output = run(
         NVCC,
@@ -63,25 +56,12 @@ def test_kernels_compile_without_warnings(source, tmp_path):
         *TORCH_FLAGS,
         *(f'-gencode=arch=compute_{number},code=sm_{number}' for number in ARCHITECTURES),
         *('-Werror', 'all-warnings', '-Xcompiler', '-Wall,-Wextra,-Werror'),
-        *('-Xptxas', '-v', '-c', str(SOURCES / source), '-o', str(tmp_path / 'object.o')),
-    )
+        *('-Xptxas', '-v', '-c', CSRC / 'cuda' / source, '-o', tmp_path / 'object.o'),
+    ).stderr
     kernels = output.count('Compiling entry function')
     assert kernels % len(ARCHITECTURES) == 0 and kernels // len(ARCHITECTURES) >= 12
     spills = [int(number) for number in re.findall(r'(\d+) bytes spill stores', output)]
     assert len(spills) == kernels and max(spills) <= LARGEST_SPILL
-
-
-def compile_binding(source, *options):
-    """Compile a source that includes headers of torch."""
-    compiler = os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++')
-    assert compiler, 'the tests of the CUDA binding need g++ or clang++'
-    run(
-        *compiler.split(),
-        *('-std=c++20', '-Wall', '-Wextra', '-Werror'),
-        *options,
-        *(f'-isystem{path}' for path in include_paths()),
-        str(source),
-    )
 
 
 @needs_nvcc
@@ -92,6 +72,10 @@ def test_binding_compiles(tmp_path):
     if torch.version.cuda is None:
         (generated / 'cuda_cmake_macros.h').write_text('')
     (tmp_path / 'empty.cu').write_text('')
-    toolkit = Path(run(NVCC, '--dryrun', str(tmp_path / 'empty.cu')).split('TOP=')[1].split()[0])
-    cuda = f'-isystem{toolkit / "include"}'
-    compile_binding(SOURCES.parent / 'binding_cuda.cpp', '-fsyntax-only', f'-I{tmp_path}', cuda)
+    steps = run(NVCC, '--dryrun', tmp_path / 'empty.cu').stderr
+    toolkit = Path(steps.split('TOP=')[1].split()[0])
+    compile_cpp(
+        *('-std=c++20', '-Wall', '-Wextra', '-Werror', '-fsyntax-only', f'-I{tmp_path}'),
+        *(f'-isystem{path}' for path in (toolkit / 'include', *include_paths())),
+        CSRC / 'binding_cuda.cpp',
+    )

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <climits>
 #include <cmath>
 #include <type_traits>
@@ -27,18 +28,10 @@ constexpr int kLogWarps = 3;
 constexpr int kThreads = kWarp << kLogWarps;  // of a block, at most
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kSharedBytes = 48 * 1024;  // of a block, on every architecture
+constexpr int kMostRows = 65535;         // of blocks, and as many layers of them
 constexpr int kLargest = 1 << 30;        // sizes of an image and strides stay below
 
 // ------------------------------------------------------------------------------------------ types
-
-template <typename T>
-struct Compute {
-  using type = float;
-};
-template <>
-struct Compute<double> {
-  using type = double;
-};
 
 __device__ inline float to_compute(float value) { return value; }
 __device__ inline double to_compute(double value) { return value; }
@@ -54,9 +47,9 @@ __device__ inline void store(float value, __half* to) { *to = __float2half_rn(va
 template <typename T>
 constexpr int kBlocks = sizeof(T) == 8 ? 3 : 4;
 
-// V neighbouring elements that one instruction moves.
+// V neighbouring elements that are moved at most 16 bytes at a time.
 template <typename T, int V>
-struct alignas(sizeof(T) * V) Pack {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Pack {
   T value[V];
 };
 
@@ -81,12 +74,18 @@ struct alignas(16) Quad {
   S value[4];
 };
 
-// ----------------------------------------------------------------------------- sampling geometry
+// ------------------------------------------------------------------------------ work of a kernel
 
+// Sizes, options and the tensors that say where to sample; each kernel adds tensors of its own.
 // K = 9 for a full 3x3 kernel, whose loops are then unrolled, and 0 for any other.
-template <int K, typename S>
-struct Sampling {
-  int height, width, out_height, out_width, groups;
+//
+// A task is one group of one output pixel. `1 << log_lanes` neighbouring lanes share a task, V
+// channels each at a time; the tasks of a warp are `1 << log_chunk` groups of each of a few pixels.
+// The warps of a block fill a tile of pixels of one image and one chunk of groups.
+template <typename T, int K>
+struct Work {
+  using S = typename Compute<T>::type;
+  int batch, height, width, out_height, out_width, groups, group_channels, channels;
   int points, kernel_h;  // as they are if K == 0
   int center;            // cell that is left out, or INT_MAX
   int stride_h, stride_w, dilation_h, dilation_w;
@@ -96,21 +95,48 @@ struct Sampling {
   S scale;
   bool logits;
   bool paired;  // offsets can be read as (x, y) pairs
+  const T* offset;
+  const T* mask;
+
+  int log_lanes, log_tasks, log_chunk;  // log_lanes + log_tasks == 5
+  int section;                          // channels of a group that its lanes take at a time
+  int log_tile_w, log_tile_h, tiles_x, tiles_y, chunks;
+  int point_chunk;   // points whose coefficients are kept at a time
+  int point_stride;  // room for them: an odd number, so that tasks use different banks
+  int warps;
 
   __device__ int count() const { return K != 0 ? K : points; }
+  __device__ int chunk_size(int first) const {
+    return K != 0 ? K : min(points - first, point_chunk);
+  }
+  __device__ int in_pixels() const { return height * width; }
+  __device__ int out_pixels() const { return out_height * out_width; }
 
-  // Position of point p of output pixel (x, y), to which `offset` points.
-  template <typename T>
-  __device__ void position(const T* offset, int x, int y, int p, S& at_x, S& at_y) const {
+  // Those of one image.
+  __device__ const T* offsets_of(int64_t n) const {
+    return offset + n * out_pixels() * offset_stride;
+  }
+  __device__ const T* masks_of(int64_t n) const { return mask + n * out_pixels() * mask_stride; }
+
+  // Masks, or logits, of a group at an output pixel of the image with these masks.
+  __device__ const T* masks_at(const T* masks, int pixel, int group) const {
+    return masks + int64_t(pixel) * mask_stride + group * count();
+  }
+
+  // Position of point p of a group at output pixel (x, y) of the image with these offsets.
+  __device__ void position(const T* offsets, int x, int y, int group, int p, S& at_x,
+                           S& at_y) const {
     const int cell = K != 0 || p < center ? p : p + 1;
     const int rows = K != 0 ? 3 : kernel_h;
     const int column = cell / rows, row = cell - column * rows;
+    const T* from =
+        offsets + int64_t(y * out_width + x) * offset_stride + 2 * (group * count() + p);
     S shift[2];
     if (paired) {
-      load<2>(offset, shift);
+      load<2>(from, shift);
     } else {
-      shift[0] = to_compute(offset[0]);
-      shift[1] = to_compute(offset[1]);
+      shift[0] = to_compute(from[0]);
+      shift[1] = to_compute(from[1]);
     }
     at_x = S(x * stride_w + origin_w) + scale * (S(column * dilation_w - half_w) + shift[0]);
     at_y = S(y * stride_h + origin_h) + scale * (S(row * dilation_h - half_h) + shift[1]);
@@ -151,56 +177,6 @@ __device__ inline void corner_weights(S x, S y, S mask, S (&weight)[4]) {
 // Index of corner c relative to that of the upper left one.
 __device__ inline int corner_step(int c, int width) { return (c & 1) + (c >> 1) * width; }
 
-// ---------------------------------------------------------------------------- division of the work
-
-// A task is one group of one output pixel. `1 << log_lanes` neighbouring lanes share a task, V
-// channels each at a time; the tasks of a warp are `1 << log_chunk` groups of each of a few pixels.
-// The warps of a block fill a tile of pixels of one image and one chunk of groups.
-struct Division {
-  int batch;
-  int log_lanes, log_tasks, log_chunk;  // log_lanes + log_tasks == 5
-  int log_tile_w, log_tile_h;
-  int chunks, tiles_x, tiles_y;
-  int group_channels, channels;
-  int section;       // channels of a group that its lanes take at a time
-  int point_chunk;   // points whose coefficients are kept at a time
-  int point_stride;  // room for them: an odd number, so that tasks use different banks
-  int warps, shared_bytes;
-
-  int64_t column_blocks() const { return int64_t(tiles_x) * chunks; }
-};
-
-// The tile of a block and the place of a task of this warp in it.
-struct Tile {
-  int x, y, group;
-
-  __device__ Tile(const Division& division, int tile_y) {
-    const int column = int(blockIdx.x) / division.chunks;
-    x = column << division.log_tile_w;
-    y = tile_y << division.log_tile_h;
-    group = (int(blockIdx.x) - column * division.chunks) << division.log_chunk;
-  }
-};
-
-struct Task {
-  int x, y, group;
-  bool valid;
-
-  template <typename Sampling>
-  __device__ Task(const Division& division, const Sampling& sampling, const Tile& tile, int task) {
-    const int warp = int(threadIdx.x) / kWarp;
-    const int pixel = ((warp << division.log_tasks) + task) >> division.log_chunk;
-    x = tile.x + (pixel & ((1 << division.log_tile_w) - 1));
-    y = tile.y + (pixel >> division.log_tile_w);
-    group = tile.group + (task & ((1 << division.log_chunk) - 1));
-    valid = x < sampling.out_width && y < sampling.out_height && group < sampling.groups &&
-            (pixel >> division.log_tile_w) >> division.log_tile_h == 0;
-  }
-
-  // Index of the output pixel in its image.
-  __device__ int pixel(int out_width) const { return y * out_width + x; }
-};
-
 // Sum over the lanes that share a task. All lanes of the warp must call it.
 template <typename S>
 __device__ inline S sum_lanes(S value, int log_lanes) {
@@ -240,6 +216,69 @@ __device__ inline Softmax<S> find_softmax(const T* logits, int count, bool valid
   return {largest, S(1) / sum_lanes(sum, log_lanes)};
 }
 
+// ---------------------------------------------------------------------------------- tile of a warp
+
+struct Task {
+  int x, y, group;
+  int pixel;  // index of the output pixel in its image
+  bool valid;
+};
+
+// The tile of output pixels and the chunk of groups of this block.
+template <typename T, int K>
+struct Tile {
+  using S = typename Compute<T>::type;
+  const Work<T, K>& work;
+  int image, x, y, group;  // the first of each
+  const T* offsets;        // of the image
+  const T* masks;
+
+  __device__ Tile(const Work<T, K>& work_, int image_, int row) : work(work_), image(image_) {
+    const int column = int(blockIdx.x) / work.chunks;
+    x = column << work.log_tile_w;
+    y = row << work.log_tile_h;
+    group = (int(blockIdx.x) - column * work.chunks) << work.log_chunk;
+    offsets = work.offsets_of(image);
+    masks = work.masks_of(image);
+  }
+
+  // Task t of this warp.
+  __device__ Task task(int t) const {
+    const int warp = int(threadIdx.x) / kWarp;
+    const int pixel = ((warp << work.log_tasks) + t) >> work.log_chunk;
+    Task task;
+    task.x = x + (pixel & ((1 << work.log_tile_w) - 1));
+    task.y = y + (pixel >> work.log_tile_w);
+    task.group = group + (t & ((1 << work.log_chunk) - 1));
+    task.pixel = task.y * work.out_width + task.x;
+    task.valid = task.x < work.out_width && task.y < work.out_height && task.group < work.groups &&
+                 (pixel >> work.log_tile_w) >> work.log_tile_h == 0;
+    return task;
+  }
+};
+
+// Call visit(tile, task, softmax), with the task of this lane, for all tiles of this block: a grid
+// has at most 65535 rows and as many images.
+template <typename T, int K, typename Visit>
+__device__ inline void for_tiles(const Work<T, K>& work, Visit visit) {
+  using S = typename Compute<T>::type;
+  const int lane = int(threadIdx.x) % kWarp;
+  for (int n = int(blockIdx.z); n < work.batch; n += int(gridDim.z)) {
+    for (int row = int(blockIdx.y); row < work.tiles_y; row += int(gridDim.y)) {
+      const Tile<T, K> tile(work, n, row);
+      Task task = tile.task(lane >> work.log_lanes);
+      if (!task.valid) task.pixel = task.group = 0;
+      Softmax<S> softmax = {S(0), S(0)};
+      if (work.logits) {
+        softmax =
+            find_softmax<T, S>(work.masks_at(tile.masks, task.pixel, task.group), work.count(),
+                               task.valid, lane & ((1 << work.log_lanes) - 1), work.log_lanes);
+      }
+      visit(tile, task, softmax);
+    }
+  }
+}
+
 // What a warp keeps of the sampling points of its tasks in shared memory: point p of task t is
 // entry t * point_stride + p.
 template <typename S>
@@ -250,70 +289,66 @@ struct PointTable {
   static constexpr int kEntryBytes = int(sizeof(Quad<S>) + sizeof(int2));
 
   // `memory` is the block's.
-  __device__ PointTable(const Division& division, uint4* memory) {
-    const int entries = division.point_stride << division.log_tasks;
+  template <typename Work>
+  __device__ PointTable(const Work& work, uint4* memory) {
+    const int entries = work.point_stride << work.log_tasks;
     const int warp = int(threadIdx.x) / kWarp;
     numbers = reinterpret_cast<Quad<S>*>(memory) + warp * entries;
-    places =
-        reinterpret_cast<int2*>(reinterpret_cast<Quad<S>*>(memory) + division.warps * entries) +
-        warp * entries;
+    places = reinterpret_cast<int2*>(reinterpret_cast<Quad<S>*>(memory) + work.warps * entries) +
+             warp * entries;
   }
 };
 
-// Call visit(e, task, p, point) for all points first <= p < first + size of the warp's tasks, one
-// lane each, with e the entry of the point in the table. All lanes run the same number of rounds.
-template <typename Visit>
-__device__ inline void for_points(const Division& division, int size, Visit visit) {
-  const int total = size << division.log_tasks;
+// Call visit(e, t, p, exists) for all points p < size of the warp's tasks t, one lane each, with e
+// the entry of the point in the table. All lanes run the same number of rounds.
+template <typename Work, typename Visit>
+__device__ inline void for_points(const Work& work, int size, Visit visit) {
+  const int total = size << work.log_tasks;
   for (int start = 0; start < total; start += kWarp) {
     const int i = start + int(threadIdx.x) % kWarp;
     const bool exists = i < total;
-    const int task = exists ? i / size : 0;
-    const int p = exists ? i - task * size : 0;
-    visit(task * division.point_stride + p, task, p, exists);
+    const int t = exists ? i / size : 0;
+    const int p = exists ? i - t * size : 0;
+    visit(t * work.point_stride + p, t, p, exists);
   }
 }
 
 // Fill the table with points [first, first + size). With kWeights the four numbers are the weights
 // of the corners, else the two fractions, the mask and 0. `softmax` is that of this lane's task.
 template <bool kWeights, int K, typename T, typename S>
-__device__ inline void fill_table(const Division& division, const Sampling<K, S>& sampling,
-                                  const Tile& tile, const T* offset, const T* mask,
-                                  const Softmax<S>& softmax, int first, int size,
-                                  const PointTable<S>& table) {
-  for_points(division, size, [&](int entry, int t, int p, bool exists) {
-    const int from = t << division.log_lanes;
+__device__ inline void fill_table(const Tile<T, K>& tile, const Softmax<S>& softmax, int first,
+                                  int size, const PointTable<S>& table) {
+  const Work<T, K>& work = tile.work;
+  __syncwarp();
+  for_points(work, size, [&](int entry, int t, int p, bool exists) {
+    const int from = t << work.log_lanes;
     Softmax<S> own = {S(0), S(0)};
-    if (sampling.logits) {
+    if (work.logits) {
       own.largest = __shfl_sync(kAllLanes, softmax.largest, from);
       own.inverse = __shfl_sync(kAllLanes, softmax.inverse, from);
     }
     if (!exists) return;
-    const Task task(division, sampling, tile, t);
+    const Task task = tile.task(t);
     Quad<S> numbers = {{S(0), S(0), S(0), S(0)}};
     int2 place = make_int2(0, 0);
     if (task.valid) {
-      const int pixel = task.pixel(sampling.out_width);
-      const int point = task.group * sampling.count() + first + p;
       S x, y;
       int left, top;
-      sampling.position(offset + int64_t(pixel) * sampling.offset_stride + 2 * point, task.x,
-                        task.y, first + p, x, y);
-      place.y = sampling.locate(x, y, left, top);
-      place.x = top * sampling.width + left;
-      S m = to_compute(mask[int64_t(pixel) * sampling.mask_stride + point]);
-      if (sampling.logits) m = own(m);
+      work.position(tile.offsets, task.x, task.y, task.group, first + p, x, y);
+      place.y = work.locate(x, y, left, top);
+      place.x = top * work.width + left;
+      S m = to_compute(work.masks_at(tile.masks, task.pixel, task.group)[first + p]);
+      if (work.logits) m = own(m);
       if (kWeights) {
         corner_weights(x, y, m, numbers.value);
       } else {
-        numbers.value[0] = x;
-        numbers.value[1] = y;
-        numbers.value[2] = m;
+        numbers = {{x, y, m, S(0)}};
       }
     }
     table.numbers[entry] = numbers;
     table.places[entry] = place;
   });
+  __syncwarp();
 }
 
 // ---------------------------------------------------------------------------------- on the host
@@ -324,26 +359,17 @@ inline int log2_ceil(int64_t value) {
   return log;
 }
 
+// Of as many numbers as `1 << log` at a time.
+inline int steps(int64_t size, int log) { return int((size + (1 << log) - 1) >> log); }
+
 inline bool aligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % uintptr_t(bytes) == 0;
 }
 
-// Channels that one instruction can move: 16 bytes where sizes and pointers allow it.
-template <typename T, typename... Pointers>
-int vector_width(int64_t group_channels, Pointers... pointers) {
-  for (int64_t bytes : {16, 4}) {
-    const int64_t width = bytes / int64_t(sizeof(T));
-    const bool fits[] = {width >= 1 && group_channels % width == 0, aligned(pointers, bytes)...};
-    bool all = true;
-    for (bool each : fits) all = all && each;
-    if (all) return int(width);
-  }
-  return 1;
-}
-
 // The sizes as the kernels take them. False if one is too large.
-template <int K, typename S>
-bool describe(const Problem& problem, Sampling<K, S>* sampling) {
+template <typename T, int K>
+bool describe(const Problem& problem, const void* offset, const void* mask, int width,
+              Work<T, K>* work) {
   const int64_t sizes[] = {problem.height * problem.width,
                            problem.out_height * problem.out_width,
                            problem.height + 2 * problem.pad_h,
@@ -357,82 +383,38 @@ bool describe(const Problem& problem, Sampling<K, S>* sampling) {
     if (size >= kLargest) return false;
   }
   // Products of the sizes above, so no number below can overflow.
-  sampling->height = int(problem.height);
-  sampling->width = int(problem.width);
-  sampling->out_height = int(problem.out_height);
-  sampling->out_width = int(problem.out_width);
-  sampling->groups = int(problem.groups);
-  sampling->points = int(problem.points());
-  sampling->kernel_h = int(problem.kernel_h);
-  sampling->center = problem.remove_center
-                         ? int(problem.kernel_w / 2 * problem.kernel_h + problem.kernel_h / 2)
-                         : INT_MAX;
-  sampling->stride_h = int(problem.stride_h);
-  sampling->stride_w = int(problem.stride_w);
-  sampling->dilation_h = int(problem.dilation_h);
-  sampling->dilation_w = int(problem.dilation_w);
-  sampling->half_h = int(problem.dilation_h * (problem.kernel_h - 1) / 2);
-  sampling->half_w = int(problem.dilation_w * (problem.kernel_w - 1) / 2);
-  sampling->origin_h = sampling->half_h - int(problem.pad_h);
-  sampling->origin_w = sampling->half_w - int(problem.pad_w);
-  sampling->offset_stride = int(problem.offset_stride);
-  sampling->mask_stride = int(problem.mask_stride);
-  sampling->scale = S(problem.offset_scale);
-  sampling->logits = problem.mask_is_logits;
-  sampling->paired = false;
+  work->batch = int(problem.batch);
+  work->height = int(problem.height);
+  work->width = int(problem.width);
+  work->out_height = int(problem.out_height);
+  work->out_width = int(problem.out_width);
+  work->groups = int(problem.groups);
+  work->group_channels = int(problem.group_channels);
+  work->channels = int(problem.channels());
+  work->points = int(problem.points());
+  work->kernel_h = int(problem.kernel_h);
+  work->center = problem.remove_center
+                     ? int(problem.kernel_w / 2 * problem.kernel_h + problem.kernel_h / 2)
+                     : INT_MAX;
+  work->stride_h = int(problem.stride_h);
+  work->stride_w = int(problem.stride_w);
+  work->dilation_h = int(problem.dilation_h);
+  work->dilation_w = int(problem.dilation_w);
+  work->half_h = int(problem.dilation_h * (problem.kernel_h - 1) / 2);
+  work->half_w = int(problem.dilation_w * (problem.kernel_w - 1) / 2);
+  work->origin_h = work->half_h - int(problem.pad_h);
+  work->origin_w = work->half_w - int(problem.pad_w);
+  work->offset_stride = int(problem.offset_stride);
+  work->mask_stride = int(problem.mask_stride);
+  work->scale = typename Work<T, K>::S(problem.offset_scale);
+  work->logits = problem.mask_is_logits;
+  work->paired = problem.offset_stride % 2 == 0 && aligned(offset, 2 * int64_t(sizeof(T)));
+  work->offset = static_cast<const T*>(offset);
+  work->mask = static_cast<const T*>(mask);
+  work->log_lanes = std::min(5, log2_ceil((problem.group_channels + width - 1) / width));
+  work->log_tasks = 5 - work->log_lanes;
+  work->section = width << work->log_lanes;
   return true;
-}
-
-// Whether the kernel is one for K = 9.
-inline bool full_3x3(const Problem& problem) {
-  return problem.kernel_h == 3 && problem.kernel_w == 3 && !problem.remove_center;
-}
-
-template <typename T>
-bool paired_offsets(const Problem& problem, const void* offset) {
-  return problem.offset_stride % 2 == 0 && aligned(offset, 2 * int64_t(sizeof(T)));
-}
-
-inline Division divide(const Problem& problem, int width, int bytes, int entry_bytes) {
-  Division division = {};
-  const auto smaller = [](int a, int b) { return a < b ? a : b; };
-  division.batch = int(problem.batch);
-  division.channels = int(problem.channels());
-  division.group_channels = int(problem.group_channels);
-  division.log_lanes = smaller(5, log2_ceil((problem.group_channels + width - 1) / width));
-  division.log_tasks = 5 - division.log_lanes;
-  division.section = width << division.log_lanes;
-  // As many groups as fill a cache line of the input, so that neighbouring lanes read one.
-  int log_chunk = 0;
-  while (log_chunk < division.log_tasks && (1 << log_chunk) < problem.groups &&
-         (division.group_channels * bytes) << (log_chunk + 1) <= 128) {
-    ++log_chunk;
-  }
-  division.log_chunk = log_chunk;
-  // All points of a kernel at a time, with fewer warps if its table is large.
-  int log_warps = kLogWarps;
-  const auto room = [&] {
-    return (kSharedBytes >> log_warps) / (entry_bytes << division.log_tasks);
-  };
-  while (log_warps > 0 && room() < (problem.points() | 1)) --log_warps;
-  const int64_t stride = problem.points() | 1;
-  division.point_stride = stride <= room() ? int(stride) : (room() - 1) | 1;
-  division.point_chunk = smaller(int(problem.points()), division.point_stride);
-  // Tiles about as high as wide read the fewest input pixels for each output pixel.
-  const int log_pixels = division.log_tasks + log_warps - log_chunk;
-  division.log_tile_w = smaller((log_pixels + 1) / 2, log2_ceil(problem.out_width));
-  division.log_tile_h = smaller(log_pixels - division.log_tile_w, log2_ceil(problem.out_height));
-  const int pixels = 1 << (division.log_tile_w + division.log_tile_h);
-  division.chunks = int((problem.groups + (1 << log_chunk) - 1) >> log_chunk);
-  division.tiles_x =
-      int((problem.out_width + (1 << division.log_tile_w) - 1) >> division.log_tile_w);
-  division.tiles_y =
-      int((problem.out_height + (1 << division.log_tile_h) - 1) >> division.log_tile_h);
-  const int warp_pixels = 1 << (division.log_tasks - log_chunk);
-  division.warps = (pixels + warp_pixels - 1) / warp_pixels;
-  division.shared_bytes = (division.warps * division.point_stride * entry_bytes)
-                          << division.log_tasks;
-  return division;
 }
 
 // The same text for nvcc and for the emulator of the tests, hence not <<<>>>.
@@ -444,12 +426,70 @@ cudaError_t launch(void (*kernel)(Arguments), Arguments arguments, dim3 grid, in
                           stream);
 }
 
-// Columns of tiles along x; rows and images along y and z, over which the kernels loop, since a
-// grid has at most 65535 of them.
-inline dim3 grid_of(const Division& division) {
-  const auto bounded = [](int value) { return unsigned(value < 65535 ? value : 65535); };
-  return dim3(unsigned(division.column_blocks()), bounded(division.tiles_y),
-              bounded(division.batch));
+// Divide the output into tiles, and run a kernel that goes over them by for_tiles().
+template <typename Arguments>
+cudaError_t launch_tiles(void (*kernel)(Arguments), Arguments a, cudaStream_t stream) {
+  constexpr int kEntryBytes = PointTable<typename Arguments::S>::kEntryBytes;
+  // As many groups as fill a cache line of the input, so that neighbouring lanes read one.
+  const int bytes = a.group_channels * int(sizeof *a.offset);
+  while (a.log_chunk < a.log_tasks && 1 << a.log_chunk < a.groups &&
+         bytes << (a.log_chunk + 1) <= 128) {
+    ++a.log_chunk;
+  }
+  // All points of a kernel at a time, with fewer warps if its table is large.
+  int log_warps = kLogWarps;
+  const auto room = [&] { return (kSharedBytes >> log_warps) / (kEntryBytes << a.log_tasks); };
+  while (log_warps > 0 && room() < (a.points | 1)) --log_warps;
+  a.point_stride = std::min(a.points | 1, (room() - 1) | 1);
+  a.point_chunk = std::min(a.points, a.point_stride);
+  // Tiles about as high as wide read the fewest input pixels for each output pixel.
+  const int log_pixels = a.log_tasks + log_warps - a.log_chunk;
+  a.log_tile_w = std::min((log_pixels + 1) / 2, log2_ceil(a.out_width));
+  a.log_tile_h = std::min(log_pixels - a.log_tile_w, log2_ceil(a.out_height));
+  a.chunks = steps(a.groups, a.log_chunk);
+  a.tiles_x = steps(a.out_width, a.log_tile_w);
+  a.tiles_y = steps(a.out_height, a.log_tile_h);
+  a.warps = steps(1 << (a.log_tile_w + a.log_tile_h), a.log_tasks - a.log_chunk);
+  const dim3 grid(unsigned(a.tiles_x) * unsigned(a.chunks),
+                  unsigned(std::min(a.tiles_y, kMostRows)), unsigned(std::min(a.batch, kMostRows)));
+  return launch(kernel, a, grid, a.warps * kWarp,
+                (a.warps * a.point_stride * kEntryBytes) << a.log_tasks, stream);
+}
+
+// The types and constants of a kernel: V channels are moved by one instruction.
+template <typename T_, int V_, int K_>
+struct Variant {
+  using T = T_;
+  static constexpr int V = V_, K = K_;
+};
+
+// Return run(Variant<T, V, K>()) for a problem with these tensors: 16 bytes of channels at a time
+// where sizes and pointers allow it, else 4 or one channel.
+template <typename Run, typename... Pointers>
+cudaError_t with_variant(const Problem& problem, DType dtype, Run run, Pointers... tensors) {
+  const auto with_type = [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kWide = 16 / int(sizeof(T)), kNarrow = sizeof(T) < 4 ? 4 / int(sizeof(T)) : 1;
+    const auto fits = [&](int width) {
+      return problem.group_channels % width == 0 &&
+             (aligned(tensors, width * int64_t(sizeof(T))) && ...);
+    };
+    const bool full_3x3 = problem.kernel_h == 3 && problem.kernel_w == 3 && !problem.remove_center;
+    if (fits(kWide)) {
+      return full_3x3 ? run(Variant<T, kWide, 9>()) : run(Variant<T, kWide, 0>());
+    }
+    return fits(kNarrow) ? run(Variant<T, kNarrow, 0>()) : run(Variant<T, 1, 0>());
+  };
+  switch (dtype) {
+    case DType::kFloat32:
+      return with_type(float());
+    case DType::kFloat64:
+      return with_type(double());
+    case DType::kBFloat16:
+      return with_type(__nv_bfloat16());
+    default:
+      return with_type(__half());
+  }
 }
 
 }  // namespace gpu

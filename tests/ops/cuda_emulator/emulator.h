@@ -14,6 +14,11 @@
 #include <cstdint>
 #include <cstring>
 
+// As for sm_90, with what the kernels do only there.
+#define __CUDA_ARCH__ 900
+#define __CUDACC_VER_MAJOR__ 13
+#define __CUDACC_VER_MINOR__ 0
+
 #define __device__
 #define __global__
 #define __host__
@@ -43,7 +48,11 @@ using std::max;
 using std::min;
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorNotSupported = 801
+};
 
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
