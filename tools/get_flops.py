@@ -8,7 +8,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from internimage_mm.commands import ConfigOptions, UserError, load_config, reports_user_errors
+from internimage_mm.commands import UserError, add_config_options, load_config, reports_user_errors
 from internimage_mm.flops import count_flops
 from internimage_mm.training import build_model
 
@@ -33,13 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default=32,
         help='height and width are rounded up to a multiple of it (default: 32)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='settings that override the config: model.backbone.arch=small',
-    )
+    add_config_options(parser, 'model.backbone.arch=small')
     args = parser.parse_args(argv)
     if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
         parser.error(f'--shape takes one or two positive numbers, got {args.shape}')

@@ -14,8 +14,8 @@ from mmengine.registry import VISUALIZERS
 
 from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
 from internimage_mm.commands import (
-    ConfigOptions,
     UserError,
+    add_config_options,
     check_folder,
     check_output,
     dataset_meta,
@@ -41,13 +41,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='settings that override the config: visualizer.alpha=0.5',
-    )
+    add_config_options(parser, 'visualizer.alpha=0.5')
     return parser.parse_args(argv)
 
 

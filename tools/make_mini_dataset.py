@@ -1,7 +1,6 @@
 """Draws the mini data sets of configs/quickstart into a folder."""
 
 import argparse
-import json
 from pathlib import Path
 
 from internimage_mm.commands import check_folder, reports_user_errors
@@ -66,16 +65,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f'{root}: {state}')
         print(f'  {args.num_train} train and {args.num_val} val images, seed {args.seed}')
         print(f'  {len(classes)} classes: {", ".join(classes)}')
-        if key == 'coco':
-            counts = [
-                len(
-                    json.loads((root / 'annotations' / f'instances_{split}.json').read_text())[
-                        'annotations'
-                    ]
-                )
-                for split in ('train', 'val')
-            ]
-            print(f'  {counts[0]} train and {counts[1]} val instances')
 
 
 if __name__ == '__main__':

@@ -1,15 +1,15 @@
 """Evaluates a checkpoint, official or our own: detection, segmentation, classification alike."""
 
 import argparse
-import os
 import os.path as osp
 
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
 from internimage_mm.commands import (
-    ConfigOptions,
     UserError,
+    add_config_options,
+    add_launcher,
     check_data,
     check_folder,
     check_launcher,
@@ -33,28 +33,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--wait-time', type=float, default=2, help='seconds that --show shows each (default: 2)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='settings that override the config: test_dataloader.batch_size=2 key=[a,b]',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed test are started',
-    )
+    add_config_options(parser, 'test_dataloader.batch_size=2 key=[a,b]')
+    add_launcher(parser)
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation with the tta_model of the config'
     )
-    # torch.distributed.launch passes the second form since PyTorch 2.0.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     args = parser.parse_args(argv)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out writes a pickle file: {args.out} must end in .pkl or .pickle')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -105,7 +91,7 @@ def dump_metric(cfg: Config, path: str) -> DumpResults:
 @reports_user_errors
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
-    check_launcher(args.launcher)
+    check_launcher(args)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if 'test_dataloader' not in cfg:

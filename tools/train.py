@@ -1,13 +1,13 @@
 """Trains the model of a config: detection, segmentation and classification alike."""
 
 import argparse
-import os
 
 from mmengine.device import get_device
 
 from internimage_mm.commands import (
-    ConfigOptions,
     UserError,
+    add_config_options,
+    add_launcher,
     check_data,
     check_launcher,
     load_config,
@@ -36,30 +36,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate from the batch size of the config to the actual one',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=ConfigOptions,
-        metavar='KEY=VALUE',
-        help='settings that override the config: optim_wrapper.optimizer.lr=1e-4 key=[a,b]',
-    )
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed training are started',
-    )
-    # torch.distributed.launch passes the second form since PyTorch 2.0.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return args
+    add_config_options(parser, 'optim_wrapper.optimizer.lr=1e-4 key=[a,b]')
+    add_launcher(parser)
+    return parser.parse_args(argv)
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    check_launcher(args.launcher)
+    check_launcher(args)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     cfg.launcher = args.launcher
     if 'train_dataloader' not in cfg:

@@ -12,7 +12,6 @@ from .convert import convert_official, convert_to_official
 from .file_conversion import convert_file
 from .layouts import extract_state_dict
 from .loading import (
-    check_state_dict,
     fit_state_dict,
     initialize_strictly,
     load_backbone,
@@ -24,7 +23,6 @@ from .stock_loading import register_loaders, watch_models_with
 __all__ = [
     'CheckpointError',
     'CheckpointNotFoundError',
-    'check_state_dict',
     'convert_file',
     'convert_official',
     'convert_to_official',

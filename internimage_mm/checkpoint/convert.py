@@ -20,7 +20,6 @@ class Conversion:
     Attributes:
         state_dict: The result.
         family: The kind of model, ``None`` if it is none of the release (nothing was renamed).
-        renamed: Old name to new name.
         rows: How many names each row of the table has renamed: (old pattern, new pattern) to count.
         merged: New name to the names whose tensors it holds, concatenated.
         split: Old name to the names that hold its parts.
@@ -30,7 +29,6 @@ class Conversion:
 
     state_dict: dict[str, Tensor]
     family: Family | None
-    renamed: dict[str, str] = field(default_factory=dict)
     rows: dict[tuple[str, str], int] = field(default_factory=dict)
     merged: dict[str, list[str]] = field(default_factory=dict)
     split: dict[str, list[str]] = field(default_factory=dict)
@@ -69,9 +67,7 @@ def convert(state_dict: Mapping[str, Tensor], to: Naming) -> Conversion:
     Raises:
         CheckpointError: ``to='official'``, and a tensor cannot be split into equal parts.
     """
-    if to not in ('ours', 'official'):
-        raise ValueError(f"to must be 'ours' or 'official', got {to!r}")
-    family = recognise(state_dict.keys())
+    family = recognise(state_dict)
     result = Conversion({}, family)
     if family is None:
         result.state_dict = dict(state_dict)
@@ -89,7 +85,6 @@ def convert(state_dict: Mapping[str, Tensor], to: Naming) -> Conversion:
         elif found := _translate(name, rows):
             new, row = found
             result.state_dict[new] = tensor
-            result.renamed[name] = new
             result.rows[row] = result.rows.get(row, 0) + 1
         else:
             result.state_dict[name] = tensor

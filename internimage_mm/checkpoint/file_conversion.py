@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..output_file import output_file, renamed_when_complete
+from ..output_file import check_output, output_file, renamed_when_complete
 from .convert import Conversion, Naming, convert
 from .layouts import Unpacked, unpack
 from .reader import CheckpointError, read_checkpoint
@@ -35,16 +34,16 @@ def convert_file(source: str, target: str, to: Naming, overwrite: bool = False) 
 
     Raises:
         CheckpointError: The source cannot be read, holds no InternImage weights, or has names that
-            are neither official nor ours (the message lists them); the target is there already, is
-            there and no regular file, or cannot be written.
+            are neither official nor ours (the message lists them); the target is there already, or
+            cannot be written.
+        UserError: The target is there and no regular file.
     """
     if os.path.splitext(target)[1] == '.safetensors':
         raise CheckpointError(f'{target}: PyTorch files are written; give it the ending .pth')
-    with _clear_write_errors(target):
-        path = output_file(target)
-    if path.exists() and not overwrite:
+    check_output(target)
+    if os.path.exists(target) and not overwrite:
         raise CheckpointError(f'{target} is there already; --overwrite replaces it')
-    if not path.parent.is_dir():
+    if not output_file(target).parent.is_dir():
         raise CheckpointError(f'{target} cannot be written: its folder does not exist')
     checkpoint = read_checkpoint(source, mmap=True)
     unpacked = unpack(checkpoint)
@@ -81,20 +80,11 @@ def _content(checkpoint: dict[str, Any], conversion: Conversion, to: Naming) -> 
 
 
 def _write(content: dict[str, Any], target: str) -> None:
-    with (
-        _clear_write_errors(target),
-        renamed_when_complete(target) as unfinished,
-        open(unfinished, 'wb') as file,
-    ):
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _clear_write_errors(target: str) -> Iterator[None]:
     try:
-        yield
+        with renamed_when_complete(target) as unfinished, open(unfinished, 'wb') as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
         raise CheckpointError(f'{target} cannot be written: {error}') from error
 
@@ -126,13 +116,13 @@ def _report(
     yield f'{source}: {conversion.family.title}, {len(unpacked.state_dict)} weights{where}'
     yield from (f'  {note}' for note in unpacked.notes)
     naming = 'our names' if to == 'ours' else 'official names'
-    renamed, merged, split = conversion.renamed, conversion.merged, conversion.split
+    renamed, merged, split = sum(conversion.rows.values()), conversion.merged, conversion.split
     dropped = {**unpacked.dropped, **conversion.dropped}
     parts = sum(map(len, split.values()))
     yield (
-        f'  renamed {len(renamed)}, merged {sum(map(len, merged.values()))} into {len(merged)}, '
+        f'  renamed {renamed}, merged {sum(map(len, merged.values()))} into {len(merged)}, '
         f'split {len(split)} into {parts}, dropped {len(dropped)}, '
-        f'unchanged {len(conversion.state_dict) - len(renamed) - len(merged) - parts}'
+        f'unchanged {len(conversion.state_dict) - renamed - len(merged) - parts}'
     )
     if conversion.rows:
         yield 'renamed:'

@@ -103,11 +103,6 @@ def unpack(checkpoint: Mapping[str, Any], source: str = 'the checkpoint') -> Unp
     return found
 
 
-def top_level_names(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """The first components of the names, for messages: ``['backbone', 'decode_head']``."""
-    return sorted({k.split('.', 1)[0] for k in state_dict})
-
-
 def describe_backbone(state_dict: Mapping[str, Tensor]) -> str:
     """The variant whose weights these are, in words; empty if there is no InternImage in them."""
     channels = next(

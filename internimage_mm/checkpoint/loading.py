@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .convert import convert_official
 from .imagenet_22k import take_1k_of_22k
-from .layouts import describe_backbone, extract_state_dict, top_level_names
+from .layouts import describe_backbone, extract_state_dict
 from .reader import CheckpointError, read_checkpoint
 
 # What official classification checkpoints hold besides the backbone.
@@ -53,41 +53,27 @@ def check_state_dict(
     source: str,
     model_name: str,
 ) -> None:
-    """Raise unless the state dict fits the model: the same names, each with the same shape.
+    """Raise unless the state dict fits the model: names and shapes; warn of NaN and infinity.
 
     Args:
         state_dict: What is to be loaded.
         model_state: The model's own state dict.
-        source: Where the weights come from, for the message.
-        model_name: What they are to fill, for the message.
+        source: Where the weights come from, for messages.
+        model_name: What they are to fill, for messages.
 
     Raises:
         CheckpointError: It does not fit. The message counts the missing, unknown and reshaped
-            names, shows the first of each (with both shapes), and guesses at the reason.
+            names, shows the first of each (with both shapes), and guesses at the reason. Or a
+            tensor has no values (``meta``), or is complex or integer where the model computes with
+            floating-point numbers, to which PyTorch would cast it silently.
     """
     mismatch = compare(state_dict, model_state)
     if mismatch:
         raise CheckpointError(_explain(mismatch, state_dict, model_state, source, model_name))
-
-
-def check_values(
-    state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor], source: str
-) -> None:
-    """Raise for tensors that PyTorch would cast silently, and warn of NaN and infinity.
-
-    Args:
-        state_dict: What is to be loaded, with names of the model.
-        model_state: The model's own state dict.
-        source: Where the weights come from, for messages.
-
-    Raises:
-        CheckpointError: A tensor has no values (``meta``), or is complex or integer where the model
-            computes with floating-point numbers.
-    """
     broken = []
     for name, tensor in state_dict.items():
-        wanted = model_state.get(name)
-        if wanted is None or wanted.is_meta:
+        wanted = model_state[name]
+        if wanted.is_meta:
             continue
         if tensor.is_meta:
             raise CheckpointError(f'{source}: {name} has a shape but no values (device meta)')
@@ -201,7 +187,6 @@ def fit_backbone(
                 level=logging.WARNING,
             )
     check_state_dict(weights, model_state, path, name)
-    check_values(weights, model_state, path)
     return weights
 
 
@@ -237,17 +222,13 @@ def fit_state_dict(
                 "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...) and train"
             )
         raise CheckpointError(message)
-    if not heads_may_differ:
-        check_state_dict(state_dict, model_state, source, name)
-        check_values(state_dict, model_state, source)
-        return state_dict
-    check_state_dict(
-        {k: v for k, v in state_dict.items() if k.startswith('backbone.')},
-        {k: v for k, v in model_state.items() if k.startswith('backbone.')},
-        source,
-        name,
-    )
-    mismatch = compare(state_dict, model_state)
+    mismatch = compare(state_dict, model_state) if heads_may_differ else None
+    if mismatch:
+        wrong = {*mismatch.missing, *mismatch.unexpected, *mismatch.reshaped}
+        heads = {k for k in wrong if not k.startswith('backbone.')}
+        state_dict = {k: v for k, v in state_dict.items() if k not in heads}
+        model_state = {k: v for k, v in model_state.items() if k not in heads}
+    check_state_dict(state_dict, model_state, source, name)
     if mismatch:
         print_log(
             f'{source}: the backbone fits; of the rest, {len(mismatch.missing)} weights are not in '
@@ -257,9 +238,6 @@ def fit_state_dict(
             logger='current',
             level=logging.WARNING,
         )
-    unused = {*mismatch.unexpected, *mismatch.reshaped}
-    state_dict = {k: v for k, v in state_dict.items() if k not in unused}
-    check_values(state_dict, model_state, source)
     return state_dict
 
 
@@ -292,7 +270,7 @@ def remove_centers(
 def _no_backbone_message(
     source: str, state_dict: Mapping[str, Tensor], model_name: str, prefix: str
 ) -> str:
-    found = ', '.join(top_level_names(state_dict)) or 'no tensors at all'
+    found = ', '.join(sorted({k.split('.', 1)[0] for k in state_dict})) or 'no tensors at all'
     expected = f'names like {prefix}patch_embed.conv1.weight'
     return f'{source} has no weights for {model_name}: {expected} are needed, it has {found}'
 

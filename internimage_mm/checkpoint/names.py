@@ -329,7 +329,6 @@ def recognise(keys: Collection[str]) -> Family | None:
     """The kind of model that has these names, official or ours; None if it is none of the release.
 
     Args:
-        keys: The names of all weights of a model, prefixes of containers stripped.
+        keys: The names of all weights of a model, prefixes of containers stripped; a set or dict.
     """
-    keys = keys if isinstance(keys, set | frozenset | dict) else set(keys)
     return next((family for family in FAMILIES if family.applies(keys)), None)

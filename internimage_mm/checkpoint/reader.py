@@ -14,13 +14,6 @@ from mmengine.fileio import get_local_path
 
 from .allowed_types import ALLOWED
 
-# What a download or a clone leaves in place of the file, by its first bytes.
-_NOT_A_CHECKPOINT = (
-    (b'<!doctype html', 'an HTML page (the address asks for a login or does not exist)'),
-    (b'<html', 'an HTML page (the address asks for a login or does not exist)'),
-    (b'version https://git-lfs', 'a Git LFS pointer (run "git lfs pull" where it came from)'),
-)
-
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit the model; the message says why."""
@@ -83,14 +76,13 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
     if name != path:
         name = f'{name} (file {path})'
     with open(path, 'rb') as file:
-        start = file.read(64).lstrip().lower()
-    for magic, what in _NOT_A_CHECKPOINT:
-        if start.startswith(magic):
-            raise CheckpointError(f'{name} is not a checkpoint but {what}; delete it and try again')
+        start = file.read(40)
     if path.endswith('.safetensors'):
         checkpoint = _read_safetensors(path, name, map_location)
-    elif start and not start.startswith((b'pk', b'\x80')):  # neither a zip file nor a pickle
-        raise CheckpointError(f'{name} is not a checkpoint: it begins with {start[:20]!r}')
+    elif start and not start.startswith((b'PK', b'\x80')):  # neither a zip file nor a pickle
+        raise CheckpointError(
+            f'{name} is not a checkpoint: it begins with {start!r}, as a web page or a text does'
+        )
     else:
         checkpoint = _read_torch(path, name, map_location, mmap and zipfile.is_zipfile(path))
     check_names(checkpoint, name)

@@ -129,7 +129,7 @@ def _before_load(
         weights = fit_state_dict(state_dict, model, source, heads_may_differ=backbone_is_init)
     else:
         conversion = convert(extract_state_dict(state_dict), 'ours')
-        if not (conversion.renamed or conversion.merged):
+        if not (conversion.rows or conversion.merged):
             return
         weights = conversion.state_dict
     state_dict.clear()

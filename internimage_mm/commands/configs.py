@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.registry import (
     DATASETS,
@@ -40,16 +40,6 @@ _READ = {
 }
 # What builds the parts of a config that a user sets.
 _REGISTRIES = (MODELS, DATASETS, TRANSFORMS, HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, LOOPS, METRICS)
-
-
-class ConfigOptions(DictAction):
-    """The action of ``--cfg-options``; a malformed setting is an error of usage, no traceback."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, SyntaxError) as error:
-            parser.error(f'{option_string} takes KEY=VALUE pairs, got {" ".join(values)} ({error})')
 
 
 def load_config(path: str, options: dict | None = None, work_dir: str | None = None) -> Config:
@@ -83,10 +73,10 @@ def load_config(path: str, options: dict | None = None, work_dir: str | None = N
         raise UserError(f'config {path} cannot be read: {error}{hint}') from error
     if 'model' not in cfg:
         raise UserError(f'config {path} has no "model"; is it a file of configs/_base_?')
-    _apply(options or {}, cfg, path)
     scope = cfg.get('default_scope')
     if scope in _LIBRARIES and importlib.util.find_spec(scope) is None:
         raise UserError(f'config {path} needs {scope}: pip install "{_LIBRARIES[scope]}"')
+    _apply(options or {}, cfg, path)
     cfg.work_dir = work_dir or cfg.get('work_dir') or osp.join('work_dirs', Path(path).stem)
     check_folder(cfg.work_dir)
     return cfg

@@ -1,12 +1,10 @@
-"""How a tool ends after a user's mistake, and what it checks before the work starts."""
+"""How a tool ends after a user's mistake."""
 
 import functools
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
-
-from mmengine.device import get_device
 
 from ..checkpoint import CheckpointError
 from ..errors import UserError
@@ -29,12 +27,3 @@ def reports_user_errors(main: Callable) -> Callable:
             sys.exit(f'error: {error}')
 
     return wrapper
-
-
-def check_launcher(launcher: str) -> None:
-    """Raise a :class:`UserError` for a distributed run on a machine without GPU."""
-    if launcher != 'none' and get_device() == 'cpu':
-        raise UserError(
-            f'--launcher {launcher} needs a GPU for each process, which mmengine binds it to; '
-            'on the CPU start one process with --launcher none'
-        )

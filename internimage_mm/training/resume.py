@@ -34,15 +34,10 @@ class SaveThenRemoveHook(CheckpointHook):
             self.max_keep_ckpts = keep
         while len(self.keep_ckpt_ids) > keep:
             outdated = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-            if is_main_process():
-                self._remove(self.file_backend.join_path(self.out_dir, outdated))
+            path = self.file_backend.join_path(self.out_dir, outdated)
+            if is_main_process() and self.file_backend.isfile(path):
+                self.file_backend.remove(path)
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-
-    def _remove(self, path: str) -> None:
-        if self.file_backend.isfile(path):
-            self.file_backend.remove(path)
-        elif self.file_backend.isdir(path):  # DeepSpeed's
-            self.file_backend.rmtree(path)
 
 
 def latest_checkpoint(work_dir: str) -> str | None:

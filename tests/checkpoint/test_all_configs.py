@@ -1,22 +1,19 @@
 """Every config: the official checkpoint of the full-size model has exactly the model's weights."""
 
-import gzip
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from checkpoint.helpers import CLASSIFIERS, official_shapes
+from golden_optim import GOLDEN_DIR, golden_optim_names
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from internimage_mm.checkpoint.convert import convert
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / 'tests' / 'golden' / 'optimizer'
-CLASSIFIERS = json.loads(
-    gzip.decompress((GOLDEN / 'param_counts_classification.json.gz').read_bytes())
-)
 MODELS_OF_METAFILES = {
     model['Config']: model['Converted From']['Code'].split('/', 7)[7]
     for path in sorted(ROOT.glob('configs/*/metafile.yml'))
@@ -54,14 +51,14 @@ def golden_shapes(official_path):
         if name not in CLASSIFIERS:
             return None
         branch = META_BRANCH if name.startswith('inaturalist2018/') else {}
-        return {**dict(CLASSIFIERS[name]['keys_shapes']), **branch}
-    path = GOLDEN / f'{tree}__{name.removesuffix(".py").replace("/", "__")}.json.gz'
-    return json.loads(gzip.decompress(path.read_bytes()))['shapes'] if path.exists() else None
+        return {**official_shapes(name), **branch}
+    name = f'{tree}__{name.removesuffix(".py").replace("/", "__")}'
+    return official_shapes(name) if name in golden_optim_names() else None
 
 
 def golden_number_of_tensors(official_path):
     tree, _, name = official_path.split('/', 2)
-    counts = json.loads((GOLDEN / f'param_counts_{tree}.json').read_text())
+    counts = json.loads((GOLDEN_DIR / f'param_counts_{tree}.json').read_text())
     return counts[name]['n_tensors']
 
 

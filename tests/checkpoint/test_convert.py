@@ -1,64 +1,32 @@
 """Official names to ours and back: every official model by its full list of names and shapes."""
 
-import gzip
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from golden.deterministic_weights import tensor_for
+from checkpoint.helpers import (
+    CB_DINO,
+    CLASSIFIERS,
+    DINO,
+    MASK2FORMER,
+    UPERNET,
+    empty,
+    giant,
+    official_shapes,
+)
+from golden_optim import golden_optim_names
 
 from internimage_mm.checkpoint import CheckpointError, convert_official, convert_to_official
 from internimage_mm.checkpoint.convert import convert
-from internimage_mm.checkpoint.names import FAMILIES, recognise
-
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'optimizer'
-
-
-def shapes_of(name):
-    return json.loads(gzip.decompress((GOLDEN / f'{name}.json.gz').read_bytes()))['shapes']
-
-
-OFFICIAL = {path.name.removesuffix('.json.gz'): None for path in sorted(GOLDEN.glob('*__*.gz'))}
-CLASSIFIERS = json.loads(
-    gzip.decompress((GOLDEN / 'param_counts_classification.json.gz').read_bytes())
-)
-
-DINO = 'detection__coco__dino_4scale_internimage_t_1x_coco_layer_wise_lr'
-CB_DINO = 'detection__coco__dino_4scale_cbinternimage_h_objects365_coco_ss'
-MASK2FORMER = 'segmentation__nyu_depth_v2__mask2former_internimage_h_480_40k_nyu'
-
-
-def empty(shapes):
-    """Tensors of these shapes that take no memory."""
-    return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+from internimage_mm.checkpoint.names import FAMILIES
 
 
 def shapes(state_dict):
     return {name: list(tensor.shape) for name, tensor in state_dict.items()}
 
 
-def split_ffn(state_dict):
-    """The feed-forward networks as InternImage-G has them: in four parts, summed."""
-    out = {}
-    for name, tensor in state_dict.items():
-        stem, found, tail = name.partition('.ffns.0.layers.')
-        if not found:
-            out[name] = tensor
-        elif tail == '1.bias':
-            out[f'{stem}.ffns.0.fc2_bias'] = tensor
-        else:
-            dim = 1 if tail == '1.weight' else 0
-            fc, leaf = ('fc2', 'weight') if tail == '1.weight' else ('fc1', tail.split('.')[-1])
-            for i, part in enumerate(tensor.chunk(4, dim)):
-                out[f'{stem}.ffns.0.{fc}_{i}.{leaf}'] = part
-    return out
-
-
-@pytest.mark.parametrize('name', [*OFFICIAL, *CLASSIFIERS])
+@pytest.mark.parametrize('name', [*golden_optim_names(), *CLASSIFIERS])
 def test_every_official_model_there_and_back(name):
     """Names and shapes of the full-size models; nothing is left over, twice is the same as once."""
-    official = dict(CLASSIFIERS[name]['keys_shapes']) if name in CLASSIFIERS else shapes_of(name)
+    official = official_shapes(name)
     ours = convert(empty(official), 'ours')
     assert ours.left_over == []
     assert not (ours.dropped or ours.merged or ours.split)
@@ -67,9 +35,9 @@ def test_every_official_model_there_and_back(name):
     assert shapes(back.state_dict) == official
     again = convert(ours.state_dict, 'ours')
     assert again.left_over == []
-    assert not again.renamed
+    assert not again.rows
     assert again.state_dict.keys() == ours.state_dict.keys()
-    assert not convert(empty(official), 'official').renamed
+    assert not convert(empty(official), 'official').rows
 
 
 # What test_every_official_model_there_and_back cannot tell: that the names are the right ones.
@@ -145,7 +113,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize('name', EXPECTED)
 def test_names(name):
-    official = shapes_of(name)
+    official = official_shapes(name)
     # One number per tensor that tells it from all others.
     numbered = {k: torch.tensor(i).expand(v) for i, (k, v) in enumerate(official.items())}
     ours = convert_official(numbered)
@@ -181,39 +149,19 @@ def test_classifier_names():
     assert convert_official(trunk) == trunk == convert_to_official(trunk)
 
 
-def giant():
-    """An official DINO with the marks of InternImage-G; small, with weights."""
-    official = {
-        k: [min(n, 64) for n in v]
-        for k, v in shapes_of(DINO).items()
-        if not k.startswith('backbone.') or '.blocks.0.' in k
-    }
-    official['backbone.levels.0.blocks.0.dcn.center_feature_scale_proj_weight'] = [4, 64]
-    return split_ffn({k: torch.from_numpy(tensor_for(k, v)) for k, v in official.items()})
-
-
 def test_split_ffn_is_merged_and_split_again():
     official = giant()
     conversion = convert(official, 'ours')
     assert conversion.left_over == []
     assert len(conversion.merged) == 2 * 6 * 3
     ours = conversion.state_dict
-    stem = 'bbox_head.transformer.decoder.layers.1.ffns.0'
-    for new, old, dim in (
-        ('0.0.weight', 'fc1_{}.weight', 0),
-        ('0.0.bias', 'fc1_{}.bias', 0),
-        ('1.weight', 'fc2_{}.weight', 1),
-    ):
-        parts = [official[f'{stem}.{old.format(i)}'] for i in range(4)]
-        assert torch.equal(ours[f'decoder.layers.1.ffn.layers.{new}'], torch.cat(parts, dim))
-    assert ours['decoder.layers.1.ffn.layers.1.bias'] is official[f'{stem}.fc2_bias']
     back = convert(ours, 'official')
     assert back.left_over == []
     assert len(back.split) == 2 * 6 * 3
     assert back.state_dict.keys() == official.keys()
     assert all(torch.equal(back.state_dict[k], v) for k, v in official.items())
     # Each part is saved alone, not with all of the tensor it comes from.
-    part = back.state_dict[f'{stem}.fc2_3.weight']
+    part = back.state_dict['bbox_head.transformer.decoder.layers.1.ffns.0.fc2_3.weight']
     assert part.untyped_storage().nbytes() == part.numel() * 4
     assert convert(ours, 'ours').left_over == []
     assert convert(official, 'official').state_dict.keys() == official.keys()
@@ -254,17 +202,8 @@ def test_ffn_that_cannot_be_split():
         convert_to_official(ours)
 
 
-def test_plain_ffn_of_a_giant_is_kept_plain():
-    """A user's own G model with ordinary feed-forward networks."""
-    name = 'bbox_head.transformer.encoder.layers.0.ffns.0.layers.1.weight'
-    official = {k: v for k, v in giant().items() if '.ffns.' not in k} | {name: torch.ones(2, 2)}
-    conversion = convert(official, 'ours')
-    assert conversion.left_over == []
-    assert conversion.state_dict['encoder.layers.0.ffn.layers.1.weight'] is official[name]
-
-
 def test_unused_classifier_of_mask2former_is_dropped():
-    official = empty(shapes_of(MASK2FORMER))
+    official = empty(official_shapes(MASK2FORMER))
     old = {**official, 'decode_head.conv_seg.weight': 1, 'decode_head.conv_seg.bias': 2}
     conversion = convert(old, 'ours')
     assert conversion.dropped.keys() == {
@@ -274,15 +213,15 @@ def test_unused_classifier_of_mask2former_is_dropped():
     assert conversion.left_over == []
     assert conversion.state_dict.keys() == convert_official(official).keys()
     # Other decode heads do use theirs.
-    upernet = empty(shapes_of('segmentation__ade20k__upernet_internimage_t_512_160k_ade20k'))
+    upernet = empty(official_shapes(UPERNET))
     assert 'decode_head.conv_seg.weight' in convert_official(upernet)
 
 
 def test_unknown_names_are_kept_and_reported():
-    official = {**empty(shapes_of(DINO)), 'bbox_head.transformer.surprise.weight': torch.ones(1)}
-    conversion = convert(official, 'ours')
-    assert conversion.left_over == ['bbox_head.transformer.surprise.weight']
-    assert 'bbox_head.transformer.surprise.weight' in conversion.state_dict
+    name = 'bbox_head.transformer.surprise.weight'
+    conversion = convert({**empty(official_shapes(DINO)), name: torch.ones(1)}, 'ours')
+    assert conversion.left_over == [name]
+    assert name in conversion.state_dict
     other = {'backbone.conv1.weight': torch.ones(1), 'bbox_head.retina_cls.bias': torch.ones(1)}
     conversion = convert(other, 'ours')
     assert conversion.family is None
@@ -298,15 +237,3 @@ def test_no_row_is_ambiguous():
             example = official.format_map(fill)
             if official != ours:
                 assert not any(p.fullmatch(example) for p in family.ours), (family.title, official)
-
-
-def test_direction_must_be_known():
-    with pytest.raises(ValueError, match="must be 'ours' or 'official', got 'theirs'"):
-        convert({}, 'theirs')
-
-
-def test_recognise_takes_any_collection():
-    keys = ['decode_head.transformer_decoder.post_norm.bias']
-    assert recognise(keys) is recognise(set(keys)) is recognise(dict.fromkeys(keys))
-    assert recognise(keys).title == 'Mask2Former'
-    assert recognise([]) is None

@@ -1,62 +1,19 @@
 """Checkpoint files converted on disk, in both directions."""
 
-import gzip
-import json
 import os
-from pathlib import Path
 
 import pytest
 import torch
-from golden.deterministic_weights import tensor_for
+from checkpoint.helpers import MASK2FORMER, UPERNET, giant, official_shapes, small
 
 from internimage_mm.checkpoint import CheckpointError, convert_file
+from internimage_mm.commands import UserError
 
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'optimizer'
-OFFICIAL = {
-    'DINO': 'detection__coco__dino_4scale_internimage_t_1x_coco_layer_wise_lr',
-    'UPerNet': 'segmentation__ade20k__upernet_internimage_g_896_160k_ade20k',
-    'Mask2Former': 'segmentation__nyu_depth_v2__mask2former_internimage_h_480_40k_nyu',
-}
-CLASSIFIERS = {'classifier T': 'internimage_t_1k_224', 'classifier H': 'internimage_h_22kto1k_640'}
+T, H = (f'internimage_{size}.yaml' for size in ('t_1k_224', 'h_22kto1k_640'))
 
 
-def small(shapes):
-    """Weights of each shape, reduced to at most eight in each dimension."""
-    return {
-        name: torch.from_numpy(
-            tensor_for(
-                name,
-                [min(n, 8) for n in shape],
-                'int64' if name.endswith('num_batches_tracked') else 'float32',
-            )
-        )
-        for name, shape in shapes.items()
-    }
-
-
-def official_weights(model):
-    if model in CLASSIFIERS:
-        content = gzip.decompress((GOLDEN / 'param_counts_classification.json.gz').read_bytes())
-        return small(dict(json.loads(content)[f'{CLASSIFIERS[model]}.yaml']['keys_shapes']))
-    if model == 'DINO-G':
-        block = 'backbone.levels.0.blocks.0.'
-        weights = official_weights('DINO')
-        for name in [k for k in weights if '.ffns.0.layers.' in k]:
-            stem, tail = name.split('.ffns.0.layers.')
-            tensor = weights.pop(name)
-            if tail == '1.bias':
-                weights[f'{stem}.ffns.0.fc2_bias'] = tensor
-                continue
-            part, dim = {
-                '0.0.weight': ('fc1_{}.weight', 0),
-                '0.0.bias': ('fc1_{}.bias', 0),
-                '1.weight': ('fc2_{}.weight', 1),
-            }[tail]
-            for i, piece in enumerate(tensor.chunk(4, dim)):
-                weights[f'{stem}.ffns.0.{part.format(i)}'] = piece.clone()
-        return weights | {f'{block}dcn.center_feature_scale_proj_weight': torch.ones(2, 8)}
-    path = GOLDEN / f'{OFFICIAL[model]}.json.gz'
-    return small(json.loads(gzip.decompress(path.read_bytes()))['shapes'])
+def official_weights(name):
+    return giant() if name == 'giant' else small(official_shapes(name))
 
 
 def read(path):
@@ -71,13 +28,11 @@ def assert_same(first, second):
 
 
 # One for each kind of container; test_convert.py has the names of all models.
-@pytest.mark.parametrize('model', ['UPerNet', 'DINO-G', 'classifier H'])
+@pytest.mark.parametrize('model', [UPERNET, 'giant', H])
 def test_there_and_back_is_the_same_to_the_last_bit(tmp_path, model):
     weights = official_weights(model)
-    key = 'model' if model in CLASSIFIERS else 'state_dict'
-    rest = (
-        {'epoch': 299} if model in CLASSIFIERS else {'meta': {'epoch': 12, 'CLASSES': ('a', 'b')}}
-    )
+    key = 'model' if model == H else 'state_dict'
+    rest = {'epoch': 299} if model == H else {'meta': {'epoch': 12, 'CLASSES': ('a', 'b')}}
     source, ours, back = (str(tmp_path / f'{name}.pth') for name in ('in', 'ours', 'back'))
     torch.save({key: weights, **rest}, source)
     convert_file(source, ours, 'ours')
@@ -95,7 +50,7 @@ def test_there_and_back_is_the_same_to_the_last_bit(tmp_path, model):
 
 
 def test_report_of_a_detector(tmp_path):
-    weights = official_weights('DINO-G')
+    weights = giant()
     torch.save(
         {
             'state_dict': {
@@ -137,7 +92,7 @@ def test_report_of_a_detector(tmp_path):
 
 
 def test_unused_classifier_and_other_contents_of_a_file(tmp_path):
-    weights = official_weights('Mask2Former')
+    weights = official_weights(MASK2FORMER)
     old = {**weights, 'decode_head.conv_seg.weight': torch.ones(2), 'decode_head.conv_seg.bias': 1}
     torch.save({'state_dict': old, 'meta': {}}, tmp_path / 'in.pth')
     text = '\n'.join(convert_file(str(tmp_path / 'in.pth'), str(tmp_path / 'o.pth'), 'ours'))
@@ -147,7 +102,7 @@ def test_unused_classifier_and_other_contents_of_a_file(tmp_path):
 
 def test_palette_and_progress_are_kept(tmp_path):
     meta = {'CLASSES': ('wall', 'sky'), 'PALETTE': [[1, 2, 3], [4, 5, 6]], 'iter': 7}
-    torch.save({'state_dict': official_weights('UPerNet'), 'meta': meta}, tmp_path / 'in.pth')
+    torch.save({'state_dict': official_weights(UPERNET), 'meta': meta}, tmp_path / 'in.pth')
     convert_file(str(tmp_path / 'in.pth'), str(tmp_path / 'ours.pth'), 'ours')
     assert read(tmp_path / 'ours.pth')['meta'] == {
         'dataset_meta': {'classes': ('wall', 'sky'), 'palette': meta['PALETTE']},
@@ -160,7 +115,7 @@ def test_palette_and_progress_are_kept(tmp_path):
 def test_hugging_face_safetensors(tmp_path):
     from safetensors.torch import save_file
 
-    weights = official_weights('classifier H')
+    weights = official_weights(H)
     save_file({f'model.{k}': v for k, v in weights.items()}, tmp_path / 'model.safetensors')
     report = convert_file(str(tmp_path / 'model.safetensors'), str(tmp_path / 'o.pth'), 'official')
     assert_same(read(tmp_path / 'o.pth')['model'], weights)
@@ -169,7 +124,7 @@ def test_hugging_face_safetensors(tmp_path):
 
 def test_old_format_of_pytorch(tmp_path):
     """Before PyTorch 1.6; such files cannot be mapped."""
-    weights = official_weights('classifier T')
+    weights = official_weights(T)
     torch.save({'model': weights}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
     convert_file(str(tmp_path / 'old.pth'), str(tmp_path / 'o.pth'), 'official')
     assert_same(read(tmp_path / 'o.pth')['model'], weights)
@@ -177,7 +132,7 @@ def test_old_format_of_pytorch(tmp_path):
 
 @pytest.fixture
 def source(tmp_path):
-    torch.save({'model': official_weights('classifier T')}, tmp_path / 'in.pth')
+    torch.save({'model': official_weights(T)}, tmp_path / 'in.pth')
     return str(tmp_path / 'in.pth')
 
 
@@ -224,7 +179,7 @@ def test_existing_file_is_replaced_only_when_told(tmp_path, source):
 def test_fifo_is_refused_and_left(tmp_path, source):
     fifo = tmp_path / 'o.pth'
     os.mkfifo(fifo)
-    with pytest.raises(CheckpointError, match=r'o\.pth cannot be written: .*not a regular file'):
+    with pytest.raises(UserError, match=r'o\.pth cannot be written: .*not a regular file'):
         convert_file('none.pth', str(fifo), 'ours', overwrite=True)  # said before it is read
     assert fifo.is_fifo()
 

@@ -1,35 +1,18 @@
 """Recognising layouts, and loading that is strict."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from backbones.helpers import golden
 from golden.deterministic_weights import tensor_for
-from torch import nn
 
 from internimage_mm import InternImage
-from internimage_mm.checkpoint import (
-    CheckpointError,
-    extract_state_dict,
-    fit_state_dict,
-    loading,
-)
+from internimage_mm.checkpoint import CheckpointError, extract_state_dict
 
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'backbone'
-T_LIKE = json.loads((GOLDEN / 't_like.json').read_text())
-
-
-@pytest.fixture
-def logged(monkeypatch):
-    messages = []
-    monkeypatch.setattr(loading, 'print_log', lambda message, **kwargs: messages.append(message))
-    return messages
+T_LIKE = golden('t_like')
 
 
 def official_weights(name='t_like'):
-    keys = json.loads((GOLDEN / f'{name}.json').read_text())['keys']
-    return {k: torch.from_numpy(tensor_for(k, shape, dtype)) for k, shape, dtype in keys}
+    return {k: torch.from_numpy(tensor_for(k, *like)) for k, *like in golden(name)['keys']}
 
 
 def backbone(**changes):
@@ -147,23 +130,18 @@ def test_centers_are_left_out_where_the_model_has_none(tmp_path):
         load(backbone(), tmp_path / 'without.pth')
 
 
-def without_layer_scale(weights):
-    return {k: v for k, v in weights.items() if 'gamma' not in k}
-
-
-def test_layer_scale_missing_altogether_stays_one(tmp_path):
-    torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
-    model = backbone()
+@pytest.mark.parametrize('layer_scale', [1.0, 1e-5])
+def test_layer_scale_missing_altogether(tmp_path, logged, layer_scale):
+    """Keeps its values, and warns unless these are one."""
+    weights = {k: v for k, v in official_weights().items() if 'gamma' not in k}
+    torch.save({'model': weights}, tmp_path / 't.pth')
+    model = backbone(layer_scale=layer_scale)
     load(model, tmp_path / 't.pth')
     gammas = [v for k, v in model.state_dict().items() if 'gamma' in k]
     assert len(gammas) == 2 * sum(T_LIKE['config']['depths'])
-    assert all((g == 1).all() for g in gammas)
-
-
-def test_layer_scale_missing_altogether_and_not_one_warns(tmp_path, logged):
-    torch.save({'model': without_layer_scale(official_weights())}, tmp_path / 't.pth')
-    load(backbone(layer_scale=1e-5), tmp_path / 't.pth')
-    assert any('has no layer scale' in message for message in logged)
+    assert all((g == layer_scale).all() for g in gammas)
+    warned = any('has no layer scale' in message for message in logged)
+    assert warned == (layer_scale != 1)
 
 
 def test_one_layer_scale_missing_raises(tmp_path):
@@ -225,16 +203,3 @@ def test_mmengine_names_that_look_like_layouts_are_kept():
     # 'model.' is stripped only if every name has it, 'module.' likewise.
     state_dict = {'model.w': torch.ones(1), 'head.w': torch.ones(1)}
     assert extract_state_dict(state_dict) == state_dict
-
-
-class Detector(nn.Module):
-    def __init__(self, num_classes):
-        super().__init__()
-        self.backbone = nn.Conv2d(3, 4, 1)
-        self.head = nn.Conv2d(4, num_classes, 1)
-
-
-def test_fit_recognises_a_bare_backbone():
-    weights = {'weight': torch.ones(4, 3, 1, 1), 'bias': torch.ones(4)}
-    with pytest.raises(CheckpointError, match=r'it has bias, weight\. .*init_cfg'):
-        fit_state_dict(weights, Detector(5), 'w.pth')

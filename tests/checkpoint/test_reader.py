@@ -3,6 +3,7 @@
 import functools
 import http.server
 import pickle
+import re
 import sys
 import threading
 import types
@@ -54,10 +55,8 @@ def test_file_of_pytorch_before_1_6(tmp_path):
 @pytest.mark.parametrize(
     ('content', 'what'),
     [
-        (b'<!DOCTYPE html>\n<html><body>404</body></html>', 'HTML page'),
-        (b'\n <html lang="en">', 'HTML page'),
-        (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n', 'Git LFS'),
-        (b'# Settings\n', "it begins with b'# settings"),
+        (b'<!DOCTYPE html>\n<html><body>404</body></html>', "it begins with b'<!DOCTYPE html>"),
+        (b'# Settings', "it begins with b'# Settings', as a web page or a text does"),
     ],
 )
 def test_what_is_no_checkpoint(tmp_path, content, what):
@@ -65,12 +64,6 @@ def test_what_is_no_checkpoint(tmp_path, content, what):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=rf'page\.pth is not a checkpoint.*{what}'):
         read_checkpoint(path)
-
-
-def test_not_a_dict(tmp_path):
-    torch.save([torch.ones(1)], tmp_path / 'list.pth')
-    with pytest.raises(CheckpointError, match='holds a list; a dict'):
-        read_checkpoint(tmp_path / 'list.pth')
 
 
 class RunsCode:
@@ -147,44 +140,15 @@ def test_everything_in_an_mmengine_checkpoint_loads(tmp_path):
             assert np.array_equal(hub['runtime_info'][key], value), key
 
 
-@pytest.mark.parametrize('package', ['numpy.core', 'numpy._core'])
+@pytest.mark.parametrize('package', [b'numpy.core', b'numpy._core'])
 def test_arrays_of_numpy_1_and_2(tmp_path, package):
     """Both major versions of NumPy name the module of the same function differently."""
-
-    class Scalar:
-        def __reduce__(self):
-            return _Global(f'{package}.multiarray', 'scalar'), (
-                np.dtype('<f8'),
-                b'\0' * 6 + b'\xf0?',
-            )
-
-    with open(tmp_path / 'a.pth', 'wb') as file:
-        torch.save({'value': Scalar()}, file, pickle_module=_pickle_with_named_globals())
-    assert read_checkpoint(tmp_path / 'a.pth')['value'] == 1.0
-
-
-class _Global:
-    """Pickles as a reference to ``module.name``."""
-
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-    def __call__(self):
-        raise AssertionError
-
-
-def _pickle_with_named_globals():
-    class Pickler(pickle._Pickler):
-        dispatch = dict(pickle._Pickler.dispatch)
-
-        def save_named_global(self, obj):
-            self.write(pickle.GLOBAL + f'{obj.module}\n{obj.name}\n'.encode())
-
-        dispatch[_Global] = save_named_global
-
-    module = types.ModuleType('pickle_with_named_globals')
-    module.Pickler, module.dump, module.dumps = Pickler, pickle.dump, pickle.dumps
-    return module
+    path = tmp_path / 'a.pth'
+    torch.save({'value': np.float64(1.5)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert content.count(b'core.multiarray\nscalar\n') == 1
+    path.write_bytes(re.sub(rb'numpy\._?core\.multi', package + b'.multi', content))
+    assert read_checkpoint(path)['value'] == 1.5
 
 
 def test_safetensors_missing(tmp_path, monkeypatch):

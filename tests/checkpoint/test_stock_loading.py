@@ -1,24 +1,21 @@
 """Official names and misfits in mmengine's own loading functions."""
 
 import copy
-import json
 import math
 import os
-from pathlib import Path
 
 import pytest
 import torch
+from backbones.helpers import golden
 from golden.deterministic_weights import tensor_for
 from mmengine.model import BaseModel, BaseTTAModel, ExponentialMovingAverage
 from mmengine.runner import load_checkpoint, load_state_dict
 from torch import nn
 
 from internimage_mm import InternImage
-from internimage_mm.checkpoint import CheckpointError, loading, stock_loading
+from internimage_mm.checkpoint import CheckpointError, stock_loading
 
-GOLDEN = Path(__file__).parents[1] / 'golden' / 'backbone'
-T_LIKE = json.loads((GOLDEN / 't_like.json').read_text())
-CONFIG = {**T_LIKE['config'], 'channels': 16, 'depths': [1] * 4, 'groups': [1, 1, 1, 1]}
+CONFIG = {**golden('t_like')['config'], 'channels': 16, 'depths': [1] * 4, 'groups': [1, 1, 1, 1]}
 
 
 class Classifier(BaseModel):
@@ -47,13 +44,6 @@ def official_weights(num_classes=5):
 def file(tmp_path):
     torch.save({'model': official_weights(), 'epoch': 299}, tmp_path / 'official.pth')
     return str(tmp_path / 'official.pth')
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    messages = []
-    monkeypatch.setattr(loading, 'print_log', lambda message, **kwargs: messages.append(message))
-    return messages
 
 
 def assert_loaded(model, num_classes=5):
@@ -119,7 +109,7 @@ def test_other_model_in_our_model(tmp_path):
         load_checkpoint(Classifier(), str(tmp_path / 'linear.pth'))
 
 
-def test_fine_tuning_keeps_what_fits_and_warns(file, warnings):
+def test_fine_tuning_keeps_what_fits_and_warns(file, logged):
     model = Classifier(6)
     model.init_weights()  # what mmengine's runner does before training, and nobody else
     head = model.head.fc.weight.detach().clone()
@@ -127,7 +117,7 @@ def test_fine_tuning_keeps_what_fits_and_warns(file, warnings):
     assert torch.equal(model.head.fc.weight, head)
     weights = official_weights()
     assert torch.equal(model.neck.conv_head[0].weight, weights['conv_head.0.weight'])
-    assert any('head.fc.weight, head.fc.bias' in message for message in warnings)
+    assert any('head.fc.weight, head.fc.bias' in message for message in logged)
 
 
 def test_fine_tuning_needs_the_backbone(tmp_path):
@@ -199,13 +189,13 @@ def test_models_without_our_backbone_are_left_alone(tmp_path):
         model = Other()
 
 
-def test_the_backbone_set_again_is_watched_once(file, warnings):
+def test_the_backbone_set_again_is_watched_once(file, logged):
     """As when mmdet replaces synchronised batch norms."""
     model = Classifier(6)
     model.backbone = InternImage(**CONFIG)
     model.backbone.init_weights()
     load_checkpoint(model, file)
-    assert len(warnings) == 1
+    assert len(logged) == 1
 
 
 # ---- init_cfg of the whole model ----------------------------------------------------------------
@@ -213,7 +203,7 @@ def test_the_backbone_set_again_is_watched_once(file, warnings):
 
 @pytest.mark.parametrize('listed', [False, True])
 @pytest.mark.parametrize('prefix', [None, 'student.'])
-def test_init_cfg_of_the_model(tmp_path, file, warnings, prefix, listed):
+def test_init_cfg_of_the_model(tmp_path, file, logged, prefix, listed):
     init_cfg = dict(type='Pretrained', checkpoint=file)
     weights = official_weights()
     if prefix:
@@ -228,7 +218,7 @@ def test_init_cfg_of_the_model(tmp_path, file, warnings, prefix, listed):
     model = Classifier(6, init_cfg=init_cfg)
     model.init_weights()
     assert torch.equal(model.neck.conv_head[0].weight, weights['conv_head.0.weight'])
-    assert any(f'{file}: the backbone fits' in message for message in warnings)
+    assert any(f'{file}: the backbone fits' in message for message in logged)
     with pytest.raises(CheckpointError, match=r'official\.pth does not fit Classifier'):
         Classifier(depths=[1, 1, 2, 1], init_cfg=init_cfg).init_weights()
 
@@ -274,13 +264,13 @@ def test_bad_files_are_one_line(tmp_path, way, bad):
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
-def test_weights_that_are_no_numbers_warn_once(tmp_path, warnings, value):
+def test_weights_that_are_no_numbers_warn_once(tmp_path, logged, value):
     weights = official_weights()
     for name in ('head.bias', 'levels.3.norm.0.bias'):
         weights[name][-1] = value
     torch.save({'model': weights}, tmp_path / 'nan.pth')
     load_checkpoint(Classifier(), str(tmp_path / 'nan.pth'))
-    (warning,) = warnings
+    (warning,) = logged
     assert f'nan.pth: 2 of {len(weights)} tensors hold NaN or infinity: ' in warning
     assert 'head.fc.bias' in warning
     assert 'backbone.levels.3.norm.0.bias' in warning

@@ -7,34 +7,42 @@ import sys
 
 import pytest
 import torch
-from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook
 
 from internimage_mm.commands import load_config
 from internimage_mm.training import InternImageRunner
-from internimage_mm.training.resume import SaveThenRemoveHook, latest_checkpoint
+from internimage_mm.training.resume import latest_checkpoint
 
 from .conftest import ROOT, error_of, run_tool
 
-# Kills its own process halfway through writing the third checkpoint.
-KILLED_WHILE_WRITING = """
+TRAINING = """
 import os, signal, sys
 from mmengine.fileio import LocalBackend
 
 put, writes = LocalBackend.put, []
 
-def put_half(self, obj, filepath):
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def put_two_and_a_half(self, obj, filepath):
     writes.append(filepath)
     if len(writes) == 3:
         put(self, obj[: len(obj) // 2], filepath)
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     put(self, obj, filepath)
 
-LocalBackend.put = put_half
+LocalBackend.{patch}
 sys.path.insert(0, '{tools}')
 import train
 train.main({args})
 """
+
+
+def train_and_die(patch, config, work_dir, options):
+    args = [str(config), '--work-dir', str(work_dir), '--cfg-options', *options]
+    script = TRAINING.format(patch=patch, tools=ROOT / 'tools', args=args)
+    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
 
 
 def checkpoint(path):
@@ -48,16 +56,14 @@ def names(work_dir):
 def test_killed_while_writing_a_checkpoint(tmp_path, segmentor_config):
     options = ['default_hooks.checkpoint.max_keep_ckpts=1', 'train_cfg.max_iters=5']
     killed, whole = tmp_path / 'killed', tmp_path / 'whole'
-    args = [str(segmentor_config), '--work-dir', str(killed), '--cfg-options', *options]
-    script = KILLED_WHILE_WRITING.format(tools=ROOT / 'tools', args=args)
-    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    train_and_die('put = put_two_and_a_half', segmentor_config, killed, options)
     # Of what is there under a checkpoint's name, everything is complete.
     assert names(killed) == ['iter_2.pth']
-    assert all(checkpoint(killed / name) for name in names(killed))
+    assert checkpoint(killed / 'iter_2.pth')
 
     run_tool('train', segmentor_config, '--work-dir', killed, '--resume', options=options)
     assert names(killed) == ['iter_5.pth']
+    assert not list(killed.glob('*.unfinished'))
     log = max(killed.glob('*/*.log'), key=lambda p: p.stat().st_mtime).read_text()
     assert 'resumed epoch: 0, iter: 2' in log
     resumed = checkpoint(killed / 'iter_5.pth')
@@ -75,51 +81,19 @@ def test_killed_while_writing_a_checkpoint(tmp_path, segmentor_config):
     )
 
 
-KILLED_BEFORE_REMOVING = """
-import os, signal, sys
-from mmengine.fileio import LocalBackend
-
-LocalBackend.remove = lambda self, path: os.kill(os.getpid(), signal.SIGKILL)
-sys.path.insert(0, '{tools}')
-import train
-train.main({args})
-"""
-
-
 def test_killed_before_the_outdated_checkpoint_is_removed(tmp_path, segmentor_config):
     options = ['default_hooks.checkpoint.max_keep_ckpts=1', 'train_cfg.max_iters=3']
-    args = [str(segmentor_config), '--work-dir', str(tmp_path), '--cfg-options', *options]
-    script = KILLED_BEFORE_REMOVING.format(tools=ROOT / 'tools', args=args)
-    process = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    train_and_die('remove = die', segmentor_config, tmp_path, options)
     assert names(tmp_path) == ['iter_1.pth', 'iter_2.pth']
     run_tool('train', segmentor_config, '--work-dir', tmp_path, '--resume', options=options)
     assert names(tmp_path) == ['iter_3.pth']
 
 
-def test_outdated_folder_is_removed(tmp_path):
-    """DeepSpeed's checkpoints are folders."""
-    hook = SaveThenRemoveHook()
-    hook.file_backend = LocalBackend()
-    (tmp_path / 'iter_1.pth').mkdir()
-    (tmp_path / 'iter_1.pth' / 'mp_rank_00_model_states.pt').touch()
-    hook._remove(str(tmp_path / 'iter_1.pth'))
-    assert names(tmp_path) == []
-    hook._remove(str(tmp_path / 'iter_1.pth'))
-
-
-@pytest.fixture(scope='module')
-def finished(tmp_path_factory, segmentor_config):
-    work_dir = tmp_path_factory.mktemp('three')
-    run_tool('train', segmentor_config, '--work-dir', work_dir, options=['train_cfg.max_iters=3'])
-    return work_dir
-
-
 @pytest.fixture
-def three_iterations(tmp_path, finished):
-    """A training of three iterations that a test may change."""
-    work_dir = shutil.copytree(finished, tmp_path / 'three')
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_3.pth'))
+def finished(tmp_path, segmentor_run):
+    """A training of two iterations that a test may change."""
+    work_dir = shutil.copytree(segmentor_run, tmp_path / 'finished')
+    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'iter_2.pth'))
     return work_dir
 
 
@@ -127,69 +101,57 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_truncated_newest_checkpoint(three_iterations, segmentor_config):
+def test_truncated_newest_checkpoint(finished, segmentor_config):
     """As a full disk or another tool than ours leaves it."""
-    work_dir = three_iterations
-    cut(work_dir / 'iter_3.pth')
-    assert latest_checkpoint(work_dir) == str(work_dir / 'iter_2.pth')
+    cut(finished / 'iter_2.pth')
+    assert latest_checkpoint(finished) == str(finished / 'iter_1.pth')
     run_tool(
-        'train', segmentor_config, '--work-dir', work_dir, '--resume',
-        options=['train_cfg.max_iters=4'],
+        'train', segmentor_config, '--work-dir', finished, '--resume',
+        options=['train_cfg.max_iters=3'],
     )  # fmt: skip
-    assert checkpoint(work_dir / 'iter_3.pth')['meta']['iter'] == 3
-    assert checkpoint(work_dir / 'iter_4.pth')['meta']['iter'] == 4
+    assert checkpoint(finished / 'iter_2.pth')['meta']['iter'] == 2
+    assert checkpoint(finished / 'iter_3.pth')['meta']['iter'] == 3
 
 
-def test_stale_or_damaged_pointer(three_iterations, monkeypatch):
+def test_stale_or_damaged_pointer(finished, monkeypatch):
     """Nor is any file loaded to find the newest."""
-    work_dir = three_iterations
     monkeypatch.delattr('torch.load')
-    for text in (str(work_dir / 'iter_1.pth'), str(work_dir / 'iter_99.pth'), ''):
-        (work_dir / 'last_checkpoint').write_text(text)
-        assert latest_checkpoint(work_dir) == str(work_dir / 'iter_3.pth')
+    for text in (str(finished / 'iter_1.pth'), str(finished / 'iter_99.pth'), ''):
+        (finished / 'last_checkpoint').write_text(text)
+        assert latest_checkpoint(finished) == str(finished / 'iter_2.pth')
 
 
-def test_no_complete_checkpoint_is_an_error(three_iterations, segmentor_config):
-    work_dir = three_iterations
-    for name in names(work_dir):
-        cut(work_dir / name)
-    message = error_of('train', segmentor_config, '--work-dir', work_dir, '--resume')
+def test_no_complete_checkpoint_is_an_error(finished, segmentor_config):
+    for name in names(finished):
+        cut(finished / name)
+    message = error_of('train', segmentor_config, '--work-dir', finished, '--resume')
     assert 'no complete checkpoint to resume from' in message
-    assert 'iter_3.pth is truncated' in message
+    assert 'iter_2.pth is truncated' in message
 
 
-def test_nothing_to_resume_starts_anew(tmp_path, segmentor_config, capsys):
+def test_nothing_to_resume_starts_anew(tmp_path, segmentor_config, segmentor_run, capsys):
+    """But with the load_from of a fine-tuning that is always started with --resume."""
+    pretrained = segmentor_run / 'iter_2.pth'
     (tmp_path / 'iter_1.pth').symlink_to('elsewhere')
     run_tool(
         'train', segmentor_config, '--work-dir', tmp_path, '--resume',
-        options=['train_cfg.max_iters=1'],
+        options=['train_cfg.max_iters=1', f'load_from={pretrained}'],
     )  # fmt: skip
     assert 'no checkpoint yet, starting anew' in capsys.readouterr().out
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert f'Load checkpoint from {pretrained}' in log
     assert names(tmp_path) == ['iter_1.pth']
     # Written where the link points, as by every tool.
     assert (tmp_path / 'iter_1.pth').is_symlink()
     assert checkpoint(tmp_path / 'elsewhere')['meta']['iter'] == 1
 
 
-def test_nothing_to_resume_keeps_load_from(three_iterations, segmentor_config):
-    """A fine-tuning that is always started with --resume begins with its pre-trained weights."""
-    pretrained, tuned = three_iterations / 'iter_3.pth', three_iterations / 'tuned'
+def test_resume_by_name(tmp_path, segmentor_config, segmentor_run):
     run_tool(
-        'train', segmentor_config, '--work-dir', tuned, '--resume',
-        options=['train_cfg.max_iters=1', f'load_from={pretrained}'],
+        'train', segmentor_config, '--work-dir', tmp_path, '--resume',
+        segmentor_run / 'iter_1.pth', options=['train_cfg.max_iters=2'],
     )  # fmt: skip
-    log = next(tuned.glob('*/*.log')).read_text()
-    assert f'Load checkpoint from {pretrained}' in log
-    assert names(tuned) == ['iter_1.pth']
-
-
-def test_resume_by_name(three_iterations, segmentor_config):
-    work_dir = three_iterations
-    run_tool(
-        'train', segmentor_config, '--work-dir', work_dir / 'again', '--resume',
-        work_dir / 'iter_1.pth', options=['train_cfg.max_iters=2'],
-    )  # fmt: skip
-    assert names(work_dir / 'again') == ['iter_2.pth']
+    assert names(tmp_path) == ['iter_2.pth']
 
 
 EPOCHS = """
