@@ -156,14 +156,6 @@ def segmentor_config(tmp_path_factory, mini_ade20k):
 
 
 @pytest.fixture(scope='session')
-def detector_run(tmp_path_factory, detector_config):
-    """A finished training of two iterations."""
-    work_dir = tmp_path_factory.mktemp('detector')
-    run_tool('train', detector_config, '--work-dir', work_dir)
-    return work_dir
-
-
-@pytest.fixture(scope='session')
 def segmentor_run(tmp_path_factory, segmentor_config):
     """A finished training of two iterations."""
     work_dir = tmp_path_factory.mktemp('segmentor')

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden.deterministic_weights import tensor_for
+from backbones.helpers import with_golden_weights
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
@@ -12,17 +12,16 @@ from internimage_mm.checkpoint import CheckpointError, convert_to_official, load
 from .conftest import BASE
 
 BACKBONE = dict(
-    channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], mlp_ratio=2.0, drop_path_rate=0.0
-)
-BACKBONE_CONFIG = dict(_delete_=True, type='InternImage', layer_scale=1.0, **BACKBONE)
+    type='InternImage', channels=16, depths=[1, 1, 2, 1], groups=[1, 2, 4, 8], mlp_ratio=2.0,
+    layer_scale=1.0, drop_path_rate=0.0,
+)  # fmt: skip
 
 
 def tiny_dino(detector_config):
     cfg = Config.fromfile(detector_config)
     model = Config.fromfile(BASE / 'models' / 'dino-4scale_internimage.py').model
     model.num_queries = 20
-    model.backbone = dict(BACKBONE_CONFIG, out_indices=(1, 2, 3))
-    del model.backbone['_delete_']
+    model.backbone = dict(BACKBONE, out_indices=(1, 2, 3))
     model.neck.in_channels = [32, 64, 128]
     model.encoder.num_layers = model.decoder.num_layers = 2
     model.bbox_head.num_classes = len(cfg.metainfo.classes)
@@ -36,8 +35,7 @@ def tiny_mask2former(segmentor_config):
     cfg = Config.fromfile(segmentor_config)
     model = Config.fromfile(BASE / 'models' / 'mask2former_internimage.py').model
     model.data_preprocessor = cfg.model.data_preprocessor
-    model.backbone = dict(BACKBONE_CONFIG)
-    del model.backbone['_delete_']
+    model.backbone = BACKBONE
     head, num_classes = model.decode_head, len(cfg.metainfo.classes)
     head.in_channels = [16, 32, 64, 128]
     head.num_classes = num_classes
@@ -50,7 +48,7 @@ def tiny_mask2former(segmentor_config):
 
 def tiny_classifier():
     cfg = Config.fromfile(BASE / 'models' / 'internimage_conv-pooling.py')
-    cfg.model.backbone.update(BACKBONE)
+    cfg.model.backbone = BACKBONE
     cfg.model.neck.update(in_channels=128, out_channels=192)
     cfg.model.head.update(in_channels=192, num_classes=7)
     pipeline = Config.fromfile(BASE / 'datasets' / 'imagenet_224.py').test_pipeline
@@ -82,54 +80,26 @@ def official_files(tmp_path_factory, configs):
     for name, path in configs.items():
         cfg = Config.fromfile(path)
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            official = convert_to_official(MODELS.build(cfg.model).state_dict())
-        weights = {k: official_tensor(k, v) for k, v in official.items()}
+            model = with_golden_weights(MODELS.build(cfg.model))
+        weights = convert_to_official(model.state_dict())
         files[name] = folder / f'{name}.pth'
         if name == 'classifier':
-            torch.save({'model': weights, 'epoch': 299}, files[name])
-            continue
-        classes, palette = cfg.metainfo.classes, cfg.metainfo.get('palette')
-        meta = {'CLASSES': classes, 'PALETTE': palette}
-        torch.save({'meta': meta, 'state_dict': weights}, files[name])
+            content = {'model': weights, 'epoch': 299}
+        else:
+            classes, palette = cfg.metainfo.classes, cfg.metainfo.get('palette')
+            content = {'meta': {'CLASSES': classes, 'PALETTE': palette}, 'state_dict': weights}
+        torch.save(content, files[name])
     return files
 
 
-def official_tensor(name, like):
-    return torch.from_numpy(tensor_for(name, list(like.shape), str(like.dtype).split('.')[-1]))
-
-
-# Some of the names that differ, ours to official.
-RENAMED = {
-    'DINO': {
-        'decoder.layers.1.self_attn.attn.in_proj_weight': (
-            'bbox_head.transformer.decoder.layers.1.attentions.0.attn.in_proj_weight'
-        ),
-        'level_embed': 'bbox_head.transformer.level_embeds',
-    },
-    'Mask2Former': {
-        f'decode_head.transformer_decoder.layers.1.{ours}.attn.in_proj_weight': (
-            f'decode_head.transformer_decoder.layers.1.attentions.{i}.attn.in_proj_weight'
-        )
-        for i, ours in enumerate(('cross_attn', 'self_attn'))
-    },
-    'classifier': {
-        'head.fc.weight': 'head.weight',
-        'neck.conv_head.0.weight': 'conv_head.0.weight',
-        'backbone.patch_embed.conv2.bias': 'patch_embed.conv2.bias',
-    },
-}
-
-
 def assert_loaded(model, file):
-    state = model.state_dict()
     content = torch.load(file, weights_only=True)
     weights = content.get('state_dict') or content['model']
-    official = convert_to_official(state)
+    # tests/checkpoint holds the names to independent lists.
+    official = convert_to_official(model.state_dict())
     assert official.keys() == weights.keys()
     for name, value in weights.items():
         assert torch.equal(official[name], value), name
-    for ours, name in RENAMED.get(file.rpartition('/')[2][:-4], {}).items():
-        assert torch.equal(state[ours], weights[name])
 
 
 @pytest.fixture

@@ -1,11 +1,27 @@
-"""The shell scripts hand their arguments on as the OpenMMLab ones do."""
+"""The shell scripts: one run of each, with a stand-in for what it starts."""
 
 import os
+import re
 import subprocess
 
 import pytest
 
+from ops_dcnv3.benchmark.__main__ import make_parser
+
 from .conftest import ROOT
+
+
+def run_script(folder, stand_ins, *command):
+    for name, text in stand_ins.items():
+        (folder / name).write_text(f'#!/bin/sh\n{text}\n')
+        (folder / name).chmod(0o755)
+    path = f'{folder}:{os.environ["PATH"]}'
+    return subprocess.run(
+        [ROOT / 'tools' / command[0], *command[1:]],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PATH': path, 'PYTHON': str(folder / 'python')},
+    )
 
 
 @pytest.mark.parametrize(
@@ -17,15 +33,25 @@ from .conftest import ROOT
         ('slurm_test.sh', 'gpu job c.py w.pth', 'srun', '{}/test.py c.py w.pth --launcher slurm'),
     ],
 )
-def test_smoke(tmp_path, script, args, launcher, expected):
-    (tmp_path / launcher).write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / launcher).chmod(0o755)
-    result = subprocess.run(
-        [ROOT / 'tools' / script, *args.split(), '--cfg-options', 'a=1 2'],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, 'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
-    )
+def test_arguments_are_handed_on(tmp_path, script, args, launcher, expected):
+    options = ['--cfg-options', 'a=1 2']
+    result = run_script(tmp_path, {launcher: 'echo "$@"'}, script, *args.split(), *options)
     assert expected.format(ROOT / 'tools') in result.stdout
     assert result.stdout.endswith(' --cfg-options a=1 2\n')
+
+
+def test_gpu_check(tmp_path):
+    """A step that fails gives the exit status; the others run all the same."""
+    python = 'echo "ran $*"; case "$*" in *test_triton*) exit 3;; esac'
+    report = tmp_path / 'report.txt'
+    result = run_script(
+        tmp_path, {'python': python, 'nvidia-smi': ''}, 'gpu_check.sh', '--out', report
+    )
+    assert result.returncode == 3
+    assert report.read_text().count('FAILED with status 3') == 1
+    commands = [line.split() for line in re.findall('^ran (.*)', report.read_text(), re.MULTILINE)]
+    tests = [command[-1] for command in commands if command[:2] == ['-m', 'pytest']]
+    assert len(tests) == 4 and all((ROOT / name).is_file() for name in tests)
+    benchmarks = [command[2:] for command in commands if 'ops_dcnv3.benchmark' in command]
+    assert len(benchmarks) == 6
+    assert all(make_parser().parse_args(arguments).device == 'cuda' for arguments in benchmarks)
