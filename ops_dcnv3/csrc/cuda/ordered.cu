@@ -90,7 +90,8 @@ __device__ inline int list_points(const OrderedWork<T>& a, int64_t n, int group,
   const int q = (base + lane) / a.points, p = base + lane - q * a.points;
   const int x = (survey % a.survey_x << kLogSurveyW) + (q & ((1 << kLogSurveyW) - 1));
   const int y = (survey / a.survey_x << kLogSurveyH) + (q >> kLogSurveyW);
-  const int pixel = y * a.out_width + x;
+  // Unsigned: below the image the product may overflow, where nothing uses it.
+  const int pixel = int(unsigned(y) * unsigned(a.out_width) + unsigned(x));
   S at_x = S(0), at_y = S(0), m = S(0);
   bool found = false;
   if (q >> (kLogSurveyW + kLogSurveyH) == 0 && x < a.out_width && y < a.out_height) {
