@@ -46,6 +46,9 @@ def find_fault(
 
     Returns:
         What is wrong, or None.
+
+    Raises:
+        torch.OutOfMemoryError: The device has no memory left.
     """
 
     def check_all() -> str | None:
@@ -59,6 +62,8 @@ def find_fault(
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(check_all).result()
+        except torch.OutOfMemoryError:  # says nothing about the backend
+            raise
         except Exception as error:  # whatever a compiler or driver raises
             return f'its self-check raised {type(error).__name__}: {error}'
 
