@@ -1,10 +1,11 @@
-"""The classes of det, seg, cls and optim by name; those of backbones have tests of their own."""
+"""Our classes by name, in the registries of mmengine and of the libraries."""
 
 import subprocess
 import sys
 
 CLASSES = {
     'MODELS': {
+        'backbones': ['InternImage', 'CBInternImage'],
         'det': [
             'CBDINO',
             'CBChannelMapper',
@@ -48,7 +49,7 @@ for kind, rooms in CLASSES.items():
             print(room, getattr(registry, kind).get(f'internimage_mm.{name}').__module__)
 """)
     found = [line.split() for line in lines if ' internimage_mm.' in line]
-    assert len(found) == 17
+    assert len(found) == 19
     for room, module in found:
         assert module.startswith(f'internimage_mm.{room}.')
 
@@ -68,5 +69,5 @@ for library in ('mmseg', 'mmdet', 'mmpretrain'):
                 print('module:', getattr(registry, kind).get(name).__module__)
 """)
     modules = [line.split()[1] for line in lines if line.startswith('module:')]
-    assert len(modules) == 3 * 17
+    assert len(modules) == 3 * 19
     assert all(module.startswith('internimage_mm.') for module in modules)

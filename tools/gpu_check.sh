@@ -75,7 +75,7 @@ case $report in /*) ;; *) report=$here/$report ;; esac
 unset TRITON_INTERPRET
 step 'Backends' "$python" -c 'from ops_dcnv3 import explain_backend; print(explain_backend("cuda"))'
 # One process for each file, because after a fault in a kernel no other runs in the same process. All
-# of the first two are run, whose names match, and of the others the cases of Triton.
+# of the first two are run, whose names match, and of the others the cases of the two backends.
 for tests in test_cuda.py test_triton.py test_values.py test_operator.py; do
   step "Tests, $tests" "$python" -m pytest -q -rs -p no:cacheprovider --import-mode=importlib \
     -o pythonpath="tests tests/ops" -k 'cuda or triton' "tests/ops/$tests"

@@ -11,11 +11,7 @@ from ops_dcnv3 import backends
 SMALL = dict(arch='tiny', depths=[1, 1, 1, 1], drop_path_rate=0.0)
 
 
-@pytest.fixture(autouse=True)
-def no_interpreter(monkeypatch):
-    """Triton's interpreter is of no interest to a benchmark."""
-    for_gpus = backends.BACKENDS['triton']._replace(devices=('cuda',))
-    monkeypatch.setitem(backends.BACKENDS, 'triton', for_gpus)
+pytestmark = pytest.mark.usefixtures('quick_benchmark')
 
 
 @pytest.fixture(autouse=True)

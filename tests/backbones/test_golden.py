@@ -28,6 +28,8 @@ from backbones.helpers import (
     golden_backbone,
     golden_image,
 )
+from mmengine.config import ConfigDict
+from mmengine.registry import MODELS
 
 from internimage_mm import InternImage
 from ops_dcnv3 import use_backend
@@ -42,9 +44,11 @@ CASES = [(name, size) for name in VARIANTS for size in golden(name)['check']]
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_official_state_dict_and_parameter_count(name):
+    """Of the official config as it is in a config file, where dicts are ConfigDicts."""
     file = golden(name)
     with torch.device('meta'):
-        model = InternImage(**file['config'])
+        model = MODELS.build(ConfigDict(type='InternImage', **file['config']))
+    assert type(model) is InternImage
     state = [(k, list(v.shape), str(v.dtype)) for k, v in model.state_dict().items()]
     assert state == [(k, shape, f'torch.{dtype}') for k, shape, dtype in file['keys']]
     assert sum(p.numel() for p in model.parameters()) == file['num_params']

@@ -151,8 +151,3 @@ def test_models_do_not_share_lists_with_presets_or_configs():
     assert ARCHITECTURES['tiny']['depths'] == [4, 4, 18, 4]
     assert ARCHITECTURES['tiny']['groups'] == [4, 8, 16, 32]
     assert depths == [1, 1, 1, 1]
-
-
-def test_unknown_arch():
-    with pytest.raises(ValueError, match=r"unknown arch 'nano'; known are tiny \(t\), .*giant"):
-        InternImage('nano')

@@ -8,19 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emulated import emulate
 
-from ops_dcnv3 import backends
+from ops_dcnv3 import available_backends, backends
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'op'
 CASES = [entry['case'] for entry in json.loads((GOLDEN / 'index.json').read_text())]
 BACKENDS = ('reference', 'cpu')
-# Triton too, for tests with few and small calls: on CPU it runs in Triton's interpreter, where a
-# forward and backward of the smallest image take a third of a second.
-# Every other backend of the table too; that for CUDA has a file of its own.
-ALL_BACKENDS = (*BACKENDS, *(name for name in backends.BACKENDS if name not in (*BACKENDS, 'cuda')))
+HAS_GPU = available_backends('cuda')['cuda'][0]
+# Every other one of the table too, for tests with few and small calls: on a CPU Triton runs in its
+# interpreter, where a forward and backward of the smallest image take a third of a second.
+OTHERS = [name for name in backends.BACKENDS if name not in (*BACKENDS, 'cuda')]
+ALL_BACKENDS = (*BACKENDS, *OTHERS, *(['cuda'] if HAS_GPU else []))
+KERNELS = ALL_BACKENDS[1:]
+# The CUDA kernels, with atomics and without, as :func:`run` takes them for backends.
+CUDA = ('emulated', 'emulated ordered', *(('cuda', 'cuda ordered') if HAS_GPU else ()))
 
 # Largest error of an output or gradient, relative to the largest value of that tensor in float64,
-# over the golden cases (`python tests/ops/op_cases.py`) and the odd shapes of test_values.py, all
+# over the golden cases and the odd shapes of test_values.py, all
 # backends, logits or probabilities as mask. Measured on an AVX-512 processor with torch 2.13; the
 # tolerance is two to three times that, but for float64. Truth is float64 from the rounded inputs.
 TOLERANCES = {
@@ -53,6 +58,20 @@ ODD_SHAPES = [
     pytest.param((2, 6, 5, 4, 8), dict(remove_center=True, offset_scale=1.7), id='no center'),
     pytest.param((1, 0, 4, 2, 4), dict(padding=2), id='image without pixels'),
 ]
+# More, for what only the CUDA kernels distinguish.
+CUDA_SHAPES = [
+    pytest.param((1, 9, 13, 4, 16), dict(), id='16 channels'),
+    pytest.param((2, 6, 5, 3, 32), dict(), id='32 channels'),
+    pytest.param((1, 4, 5, 2, 8), dict(), id='8 channels'),
+    pytest.param((1, 5, 4, 9, 4), dict(), id='4 channels, 9 groups'),
+    pytest.param((1, 3, 4, 2, 24), dict(), id='idle lanes'),
+    pytest.param((1, 2, 3, 1, 328), dict(), id='several sections'),
+    pytest.param((1, 4, 5, 2, 4), dict(kernel_size=9, padding=4), id='points in chunks'),
+]
+# Kernels beyond shared memory, for one dtype.
+LARGEST_SHAPE = pytest.param((1, 1, 2, 1, 140), dict(kernel_size=46, padding=23), id='all in parts')
+# And one for which the emulator takes too long.
+GPU_SHAPES = [pytest.param((2, 40, 52, 5, 16), dict(), id='many blocks')]
 
 
 def golden_case(number: int) -> tuple[dict[str, torch.Tensor], dict]:
@@ -79,7 +98,14 @@ def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> 
     """Return output and gradients of the op for ``tensors`` cast to ``dtype``."""
     from ops_dcnv3 import dcnv3
 
-    device = device_of(options.get('backend'))
+    name, _, ordered = (options.get('backend') or '').partition(' ')
+    if name == 'emulated':
+        results = emulate(tensors, options, dtype, ordered=bool(ordered))
+        return dict(zip(NAMES, results, strict=True))
+    if name == 'cuda':
+        torch.use_deterministic_algorithms(bool(ordered))
+        options = {**options, 'backend': name}
+    device = device_of(name)
     inputs = [
         tensors[key].detach().to(device, dtype).requires_grad_()
         for key in ('input', 'offset', 'mask')
@@ -90,10 +116,18 @@ def run(tensors: dict[str, torch.Tensor], options: dict, dtype: torch.dtype) -> 
     return {name: result.cpu() for name, result in zip(NAMES, results, strict=True)}
 
 
-def device_of(backend: str | None) -> str:
+def device_of(backend: str) -> str:
     """The device on which the tests run a backend."""
-    on_gpus = backend is not None and 'cuda' in backends.BACKENDS[backend].devices
+    name = backend.partition(' ')[0]
+    on_gpus = name in backends.BACKENDS and 'cuda' in backends.BACKENDS[name].devices
     return 'cuda' if on_gpus and torch.cuda.is_available() else 'cpu'
+
+
+def operators(backend: str) -> tuple:
+    """The operators of a backend of :data:`KERNELS`, forward and backward."""
+    prefix = '' if backend in ('cpu', 'cuda') else f'{backend}_'
+    names = (f'{prefix}forward', f'{prefix}backward')
+    return tuple(getattr(torch.ops.ops_dcnv3, name).default for name in names)
 
 
 def rounded(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -143,25 +177,3 @@ def random_inputs(
         mask=normal(batch, out_h, out_w, points).sigmoid(),
         grad_output=normal(batch, out_h, out_w, groups * group_channels),
     )
-
-
-def _measure() -> None:
-    for dtype in TOLERANCES:
-        worst = dict.fromkeys(NAMES, 0.0)
-        for case in CASES:
-            tensors, options = golden_case(case)
-            for logits in (False, True):
-                options['mask_is_logits'] = logits
-                truth = run(
-                    rounded(tensors, dtype), {**options, 'backend': 'reference'}, torch.float64
-                )
-                for backend in BACKENDS:
-                    result = run(tensors, {**options, 'backend': backend}, dtype)
-                    for name in NAMES:
-                        error = relative_error(result[name], truth[name])
-                        worst[name] = max(worst[name], error)
-        print(dtype, {name: f'{value:.1e}' for name, value in worst.items()})
-
-
-if __name__ == '__main__':
-    _measure()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from op_cases import BACKENDS
 
-from ops_dcnv3 import DCNv3, dcnv3
+from ops_dcnv3 import dcnv3
 
 
 def tensors(channels=8, groups=2, size=(1, 4, 5), points=9):
@@ -71,63 +71,3 @@ def test_function(change, error, message, backend):
 def test_im2col_step_has_no_rule(step):
     output = dcnv3(**tensors(size=(3, 4, 5)), groups=2, im2col_step=step)
     assert output.shape == (3, 4, 5, 8)
-
-
-def test_operator_called_directly_checks_sizes():
-    """The compiled kernels must not read beyond a tensor that is too small."""
-    given = tensors()
-    options = [[3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False, False]
-    with pytest.raises(ValueError, match='offset or mask has shape'):
-        torch.ops.ops_dcnv3.forward(given['input'], given['mask'], given['mask'], *options)
-    with pytest.raises(ValueError, match=r'window must be kernel_size, .*got \[3, 3\]'):
-        torch.ops.ops_dcnv3.forward(*given.values(), [3, 3], *options[1:])
-    with pytest.raises(ValueError, match='must be positive, padding not negative, got'):
-        torch.ops.ops_dcnv3.forward(*given.values(), [3, 3, 0, 1, 1, 1, 1, 1], *options[1:])
-    with pytest.raises(ValueError, match='grad_output must be like the output'):
-        torch.ops.ops_dcnv3.backward(torch.zeros(1, 1, 1, 8), *given.values(), *options)
-    with pytest.raises(TypeError, match='one dtype'):
-        torch.ops.ops_dcnv3.forward(
-            given['input'].double(), given['offset'], given['mask'], *options
-        )
-
-
-@pytest.mark.parametrize(
-    ('settings', 'message'),
-    [
-        (dict(channels=10, group=4), r'group must divide channels, got group=4, channels=10'),
-        (dict(dw_kernel_size=4), r'dw_kernel_size must be odd, got 4'),
-        (dict(kernel_size=5, pad=1), r'pad must be \(2, 2\)'),
-        (dict(kernel_size=2, dw_kernel_size=3, remove_center=True), r'odd kernel_size'),
-        (dict(center_feature_scale=True, stride=2), r'needs stride 1, got 2'),
-        (dict(act_layer='Tanh'), r"GELU, ReLU, SiLU, got 'Tanh'"),
-        (dict(norm_layer='GN'), r"LN, BN, got 'GN'"),
-    ],
-)
-def test_layer(settings, message):
-    with pytest.raises(ValueError, match=message):
-        DCNv3(**settings)
-
-
-def test_layer_input():
-    with pytest.raises(ValueError, match=r'shape \(N, H, W, 8\), got \(1, 8, 4, 5\)'):
-        DCNv3(8, group=2)(torch.zeros(1, 8, 4, 5))
-
-
-@pytest.mark.parametrize('stride', [1, 2])
-@pytest.mark.parametrize('remove_center', [False, True])
-def test_layer_sizes(stride, remove_center):
-    """Offsets come at the output's resolution, whatever the stride."""
-    layer = DCNv3(8, group=2, stride=stride, remove_center=remove_center)
-    output = layer(torch.randn(2, 7, 10, 8))
-    assert output.shape == (2, -(-7 // stride), -(-10 // stride), 8)
-    output.sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
-
-
-def test_layer_starts_as_plain_average():
-    """Zero offsets and equal masks: the op is a 3x3 mean with zeros around the image."""
-    layer = DCNv3(8, group=2)
-    x = torch.randn(1, 6, 7, 8)
-    value = layer.input_proj(x).permute(0, 3, 1, 2)
-    expected = torch.nn.functional.avg_pool2d(value, 3, 1, 1).permute(0, 2, 3, 1)
-    torch.testing.assert_close(layer(x), layer.output_proj(expected))

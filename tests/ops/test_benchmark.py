@@ -12,14 +12,8 @@ from ops_dcnv3 import backends, dcnv3
 from ops_dcnv3.benchmark import measure, op, scaling
 from ops_dcnv3.benchmark.__main__ import main
 
+pytestmark = pytest.mark.usefixtures('quick_benchmark')
 SMALL = (1, 6, 7, 2, 8)
-
-
-@pytest.fixture(autouse=True)
-def no_interpreter(monkeypatch):
-    """Triton's interpreter is of no interest to a benchmark."""
-    for_gpus = backends.BACKENDS['triton']._replace(devices=('cuda',))
-    monkeypatch.setitem(backends.BACKENDS, 'triton', for_gpus)
 
 
 @pytest.mark.parametrize('dtype', op.TOLERANCES)
@@ -62,30 +56,29 @@ class Scale(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
-@pytest.mark.parametrize('factor', [1.01, float('nan')])
-@pytest.mark.parametrize('which', ['output', 0, 1, 2])
-def test_refuses_to_time_wrong_results(monkeypatch, which, factor):
-    """The output, or the gradient of one argument."""
+@pytest.mark.parametrize(
+    ('which', 'factor', 'error'),
+    [
+        *((which, 1.01, r'wrong: error \d\.\de-0\d, .*not timed') for which in ('output', 0, 1, 2)),
+        *((which, float('nan'), 'wrong: error nan, .*not timed') for which in ('output', 0, 1, 2)),
+        ('backward', 1, 'its output does not require gradients'),
+    ],
+)
+def test_refuses_to_time_wrong_results(monkeypatch, which, factor, error):
+    """The output, or the gradient of one argument; a backward that is not there."""
     right = backends.BACKENDS['reference']
 
     def wrong(*args):
         if which == 'output':
             return right.call(*args) * factor
+        if which == 'backward':
+            return right.call(*args).detach()
         tensors = list(args)
         tensors[which] = Scale.apply(tensors[which], factor)
         return right.call(*tensors)
 
     monkeypatch.setitem(backends.BACKENDS, 'cpu', right._replace(call=wrong))
-    error = 'nan' if factor != 1.01 else r'\d\.\de-0\d'
-    with pytest.raises(RuntimeError, match=rf"'cpu', \(1, 6, .*: wrong: error {error}, .*not tim"):
-        op.run([SMALL], 'float32', 'cpu', 0)
-
-
-def test_a_backend_without_a_backward_is_an_error(monkeypatch):
-    right = backends.BACKENDS['reference']
-    detached = right._replace(call=lambda *args: right.call(*args).detach())
-    monkeypatch.setitem(backends.BACKENDS, 'cpu', detached)
-    with pytest.raises(RuntimeError, match=r"'cpu', .*: its output does not require gradients"):
+    with pytest.raises(RuntimeError, match=rf"'cpu', \(1, 6, .*: {error}"):
         op.run([SMALL], 'float32', 'cpu', 0)
 
 
@@ -206,7 +199,7 @@ dtype, logits = getattr(torch, sys.argv[1]), sys.argv[2] == 'True'
 tensors, grad = op.make_inputs((1, 100, 160, 8, 16), dtype, 'cpu', logits)
 row = {}
 calls = op.make_calls(op.backend_op('cpu'), tensors, grad, 8, logits)
-measure.measure_calls([(row, calls)], 'cpu', 0)
+measure.measure_calls([(row, calls)], 'cpu', 0, in_turn=True)
 print(json.dumps(row))
 """
 

@@ -1,7 +1,4 @@
-"""The CUDA sources and their binding compile without a warning.
-
-Results are tested in test_cuda_emulated.py and, on a GPU, in test_cuda.py.
-"""
+"""The CUDA sources and their binding compile without a warning; results: test_values.py."""
 
 import importlib.util
 import os
@@ -30,11 +27,11 @@ LARGEST_SPILL = 32
 
 
 def find_nvcc():
-    """On PATH, or where pip puts it (requirements/dev.txt)."""
+    """Where pip puts it, in the version that the spills are measured with, or else on PATH."""
     nvidia = importlib.util.find_spec('nvidia')
     folders = [*nvidia.submodule_search_locations] if nvidia else []
     found = [path for folder in folders for path in Path(folder).glob('cu*/bin/nvcc')]
-    return shutil.which('nvcc') or (str(found[0]) if found else None)
+    return str(found[0]) if found else shutil.which('nvcc')
 
 
 NVCC = find_nvcc()

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from op_cases import ALL_BACKENDS, BACKENDS, device_of, random_inputs
+from op_cases import ALL_BACKENDS, KERNELS, device_of, operators, random_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ops_dcnv3
@@ -47,36 +47,29 @@ def test_gradcheck(options, backend):
 
 
 @pytest.mark.parametrize(
-    ('batch', 'logits', 'dtype'),
+    ('backend', 'batch', 'logits', 'dtype', 'strided'),
     [
-        (2, False, torch.float64),
-        (2, True, torch.float32),
-        (2, True, torch.bfloat16),
-        (2, False, torch.float16),
-        (0, True, torch.float32),
+        ('cpu', 2, False, torch.float64, False),
+        ('cpu', 2, True, torch.float32, True),
+        ('cpu', 2, True, torch.bfloat16, False),
+        ('cpu', 2, False, torch.float16, False),
+        ('cpu', 0, True, torch.float32, False),
+        *((name, 1, logits, torch.float32, logits) for name in KERNELS[1:] for logits in (0, 1)),
     ],
 )
-def test_opcheck(batch, logits, dtype):
-    tensors = inputs(dtype, size=(batch, 4, 5))
-    options = (*OPTIONS[:-1], logits)
-    torch.library.opcheck(torch.ops.ops_dcnv3.forward.default, (*tensors, *options))
-    tensors = [tensor.detach() for tensor in tensors]
-    torch.library.opcheck(
-        torch.ops.ops_dcnv3.backward.default, (torch.randn_like(tensors[0]), *tensors, *options)
-    )
-
-
-def test_opcheck_of_strided_tensors():
-    """Slices of one tensor, and an image and output gradient with another order of dimensions."""
-    input, offset, mask = inputs(requires_grad=False)
-    offset, mask = torch.cat([offset, mask], -1).split([36, 18], -1)
-    turned = input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
-    tensors = [tensor.detach().requires_grad_() for tensor in (turned, offset, mask)]
-    assert not any(tensor.is_contiguous() for tensor in tensors)
-    torch.library.opcheck(torch.ops.ops_dcnv3.forward.default, (*tensors, *OPTIONS))
-    torch.library.opcheck(
-        torch.ops.ops_dcnv3.backward.default, (turned, turned, offset, mask, *OPTIONS)
-    )
+def test_opcheck(backend, batch, logits, dtype, strided):
+    """Strided: slices of one tensor, and an image with another order of dimensions."""
+    tensors = inputs(dtype, False, size=(batch, 4, 5), device=device_of(backend))
+    if strided:
+        input, *both = tensors
+        turned = input.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+        tensors = [turned, *torch.cat(both, -1).split([36, 18], -1)]
+        assert not any(tensor.is_contiguous() for tensor in tensors)
+    forward, backward = operators(backend)
+    options = (*OPTIONS[:-1], bool(logits))
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    torch.library.opcheck(forward, (*leaves, *options))
+    torch.library.opcheck(backward, (torch.randn_like(tensors[0]), *tensors, *options))
 
 
 def test_vmap_falls_back_with_pytorchs_warning(capfd):
@@ -100,50 +93,43 @@ def test_vmap_falls_back_with_pytorchs_warning(capfd):
             assert all(map(torch.equal, (result[index] for result in results), expected))
 
 
-@pytest.mark.parametrize('dynamic', [False, True])
-def test_compiles_without_graph_break(dynamic):
+@pytest.mark.parametrize(
+    ('backend', 'dynamic'), [('cpu', False), ('cpu', True), *((b, True) for b in KERNELS[2:])]
+)
+def test_compiles_without_graph_break(backend, dynamic):
     def function(*tensors):
-        return dcnv3(*tensors, groups=2).relu()
+        return dcnv3(*tensors, groups=2, backend=backend).relu()
 
     compiled = torch.compile(function, fullgraph=True, backend='aot_eager', dynamic=dynamic)
     for height in (4, 6):
-        tensors = random_inputs(1, height, 5, 2, 3)
-        arguments = [tensors[key].requires_grad_() for key in ('input', 'offset', 'mask')]
-        grads = []
-        for call in (function, compiled):
-            output = call(*arguments)
-            grads.append(torch.autograd.grad(output.sum(), arguments))
-        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        tensors = inputs(size=(1, height, 5), device=device_of(backend))
+        grads = [torch.autograd.grad(f(*tensors).sum(), tensors) for f in (function, compiled)]
+        assert all(map(torch.equal, *grads))
 
 
-def test_fake_tensors_have_the_right_shape():
-    with torch.device('meta'):
-        tensors = [torch.empty(2, 8, 9, 6), torch.empty(2, 4, 5, 36), torch.empty(2, 4, 5, 18)]
-    output = torch.ops.ops_dcnv3.forward(*tensors, [3, 3, 2, 2, 1, 1, 1, 1], *OPTIONS[1:])
-    assert output.shape == (2, 4, 5, 6) and output.device.type == 'meta'
-
-
-def test_no_second_derivative_on_compiled_backend():
-    tensors = inputs()
-    output = dcnv3(*tensors, groups=2, backend='cpu')
+@pytest.mark.parametrize('backend', KERNELS)
+def test_no_second_derivative(backend):
+    tensors = inputs(size=(1, 3, 4), device=device_of(backend))
+    output = dcnv3(*tensors, groups=2, backend=backend)
     (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
     with pytest.raises(RuntimeError, match='no second derivative.*reference'):
         grad.sum().backward()
 
 
-def test_forward_mode_is_refused_not_dropped():
-    input, offset, mask = (tensor.detach() for tensor in inputs())
+@pytest.mark.parametrize('backend', KERNELS)
+def test_forward_mode_is_refused_not_dropped(backend):
+    input, offset, mask = inputs(requires_grad=False, size=(1, 3, 4), device=device_of(backend))
 
     def call(x, backend):
         return dcnv3(x, offset, mask, groups=2, backend=backend)
 
     with pytest.raises(RuntimeError, match='no forward-mode derivative.*reference'):
-        torch.func.jvp(lambda x: call(x, 'cpu'), (input,), (input,))
+        torch.func.jvp(lambda x: call(x, backend), (input,), (input,))
     # The op is linear in its input.
     value, tangent = torch.func.jvp(lambda x: call(x, 'reference'), (input,), (input,))
     torch.testing.assert_close(tangent, value)
     with torch.autograd.forward_ad.dual_level():
-        torch.testing.assert_close(call(input, 'cpu'), value)
+        torch.testing.assert_close(call(input, backend), value)
 
 
 def test_functorch_transforms_are_refused():
@@ -159,7 +145,7 @@ def test_functorch_transforms_are_refused():
     torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'triton'])
+@pytest.mark.parametrize('backend', KERNELS)
 def test_autograd_keeps_the_three_tensors_alone(backend):
     """As they are: the probabilities, or copies of slices, would take memory till the backward."""
     device = device_of(backend)
@@ -238,17 +224,19 @@ def test_without_a_gpu_no_backend_for_gpus_can_run_there(monkeypatch):
 
 WITHOUT_EXTENSION = """
 import sys
-sys.modules['ops_dcnv3._C'] = None  # as if it were not built
+# As if there were no extension, nor anything of OpenMMLab.
+sys.modules.update(dict.fromkeys(['ops_dcnv3._C', 'mmengine', 'mmcv']))
 import torch
 from ops_dcnv3 import available_backends
+assert not {'internimage_mm', 'triton'} & set(sys.modules)
 assert not available_backends()['cpu'][0]
 for name in ('forward', 'backward'):
     print(getattr(torch.ops.ops_dcnv3, name).default._schema)
 """
 
 
-def test_both_declarations_are_the_same():
-    """In C++, and in Python where the extension is missing."""
+def test_torch_alone():
+    """Nothing else is needed or imported; the operators are the same without the extension."""
     command = [sys.executable, '-c', WITHOUT_EXTENSION]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert output.splitlines() == [
@@ -256,45 +244,64 @@ def test_both_declarations_are_the_same():
     ]
 
 
+# The change, the message, and that of the compiled operators if it is another.
 WRONG_CALLS = {
     'groups': (dict(groups=4), 'groups must divide 6 channels, got 4'),
-    'offset': (dict(offset=(2, 4, 5, 18)), r'offset must have shape .*, got \(2, 4, 5, 18\)'),
-    'mask': (dict(mask=(1, 4, 5, 18)), r'mask must have shape .*, got \(1, 4, 5, 18\)'),
-    'dimensions': (dict(input=(4, 5, 6)), r'input must have 4 dimensions, got \(4, 5, 6\)'),
+    'offset': (
+        dict(offset=(2, 4, 5, 18)),
+        r'offset must have shape .*, got \(2, 4, 5, 18\)',
+        r'offset or mask has shape \[2, 4, 5, 18\], expected \[2, 4, 5, 36\]',
+    ),
+    'mask': (
+        dict(mask=(1, 4, 5, 18)),
+        r'mask must have shape .*, got \(1, 4, 5, 18\)',
+        r'offset or mask has shape \[1, 4, 5, 18\]',
+    ),
+    'dimensions': (
+        dict(input=(4, 5, 6)),
+        r'input must have 4 dimensions, got \(4, 5, 6\)',
+        'tensors must have 4 dimensions',
+    ),
     'kernel': (dict(window=[9, 9, 1, 1, 1, 1, 1, 1]), 'does not fit'),
-    'stride': (dict(window=[3, 3, 0, 1, 1, 1, 1, 1]), 'must be positive'),
-    'window': (dict(window=[3, 3]), 'window must be kernel_size'),
-    'dtype': (dict(dtype=torch.float64), 'offset must have the dtype of input'),
-    'integers': (dict(dtype=torch.int32), 'input must be float32'),
+    'stride': (dict(window=[3, 3, 0, 1, 1, 1, 1, 1]), 'must be positive, padding not negative'),
+    'window': (dict(window=[3, 3]), r'window must be kernel_size, .*got \[3, 3\]'),
+    'dtype': (dict(dtype=torch.float64), 'offset must have the dtype of input', 'one dtype'),
+    'integers': (dict(dtype=torch.int32), 'input must be float32', 'one dtype'),
 }
 
 
-def wrong_call(name, wrong):
-    """The operator itself, as the public function checks before; tensors and the message."""
-    change, message = WRONG_CALLS[wrong]
+def wrong_call(backend, wrong):
+    """The operator itself, as the public function checks before; tensors and messages."""
+    change, *messages = WRONG_CALLS[wrong]
     given = dict(input=(2, 4, 5, 6), offset=(2, 4, 5, 36), mask=(2, 4, 5, 18)) | change
-    tensors = [torch.zeros(given[key]) for key in ('input', 'offset', 'mask')]
+    tensors = [
+        torch.zeros(given[key], device=device_of(backend)) for key in ('input', 'offset', 'mask')
+    ]
     tensors[0] = tensors[0].to(given.get('dtype', torch.float32))
     options = (given.get('window', OPTIONS[0]), given.get('groups', 2), *OPTIONS[2:])
 
     class Model(torch.nn.Module):
         def forward(self, *tensors):
-            return getattr(torch.ops.ops_dcnv3, name)(*tensors, *options)
+            return operators(backend)[0](*tensors, *options)
 
-    return Model(), tensors, message
+    return Model(), tensors, messages
 
 
 @pytest.mark.parametrize('wrong', WRONG_CALLS)
-@pytest.mark.parametrize('name', ['forward', 'triton_forward'])
-def test_wrong_call_with_fake_tensors(name, wrong):
-    model, tensors, message = wrong_call(name, wrong)
-    with FakeTensorMode() as mode, pytest.raises((TypeError, ValueError), match=message):
+@pytest.mark.parametrize('backend', KERNELS)
+def test_wrong_call(backend, wrong):
+    """The kernels must not read beyond a tensor that is too small; nor are fake tensors taken."""
+    model, tensors, messages = wrong_call(backend, wrong)
+    of_kernels = messages[-1 if backend in ('cpu', 'cuda') else 0]
+    with pytest.raises((TypeError, ValueError), match=of_kernels):
+        model(*tensors)
+    with FakeTensorMode() as mode, pytest.raises((TypeError, ValueError), match=messages[0]):
         model(*map(mode.from_tensor, tensors))
 
 
 @pytest.mark.parametrize('wrong', ['offset', 'groups'])
 def test_tracing_a_wrong_call_fails(wrong):
-    model, tensors, message = wrong_call('forward', wrong)
+    model, tensors, (message, *_) = wrong_call('cpu', wrong)
     torch._dynamo.reset()  # else sizes that differ between the cases become symbols
     with pytest.raises(Exception, match=message):
         torch.compile(model, fullgraph=True, backend='eager')(*tensors)
@@ -302,10 +309,16 @@ def test_tracing_a_wrong_call_fails(wrong):
         torch.export.export(model, tuple(tensors), strict=False)
 
 
-def test_tracing_checks_the_output_gradient():
-    tensors = [tensor.to('meta') for tensor in inputs(requires_grad=False)]
-    with pytest.raises(ValueError, match=r'grad_output must have shape .*, got \(2, 4, 4, 6\)'):
-        torch.ops.ops_dcnv3.backward(tensors[0][:, :, :4], *tensors, *OPTIONS)
+@pytest.mark.parametrize('backend', KERNELS)
+def test_wrong_output_gradient(backend):
+    compiled = backend in ('cpu', 'cuda')
+    for device in (device_of(backend), 'meta'):
+        tensors = [tensor.to(device) for tensor in inputs(requires_grad=False)]
+        message = r'grad_output must have shape .*, got \(2, 4, 4, 6\)'
+        if compiled and device != 'meta':
+            message = 'grad_output must be like the output'
+        with pytest.raises(ValueError, match=message):
+            operators(backend)[1](tensors[0][:, :, :4], *tensors, *OPTIONS)
 
 
 def test_export_with_dynamic_shapes_of_the_operator():
@@ -352,9 +365,10 @@ def test_backend_that_cannot_run(monkeypatch):
         dcnv3(*inputs(), groups=2, backend='cpu')
 
 
-@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('backend', ALL_BACKENDS)
 def test_meta_tensors(backend):
-    output = dcnv3(*(tensor.to('meta') for tensor in inputs()), groups=2, backend=backend)
+    tensors = [tensor.to('meta') for tensor in inputs(size=(2, 8, 9), stride=2)]
+    output = dcnv3(*tensors, groups=2, stride=2, backend=backend)
     assert output.device.type == 'meta' and output.shape == (2, 4, 5, 6)
 
 
@@ -368,15 +382,6 @@ def test_without_extension_one_warning_and_same_result(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         dcnv3(*inputs(), groups=2)
-
-
-def test_imports_with_torch_alone():
-    """ops_dcnv3 must not pull in anything of OpenMMLab."""
-    code = (
-        'import sys; sys.modules["mmengine"] = sys.modules["mmcv"] = None; '
-        'import ops_dcnv3; assert "internimage_mm" not in sys.modules'
-    )
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
 
 
 def test_public_names():

@@ -70,25 +70,6 @@ def test_reasons(monkeypatch):
     assert 'not xpu ones' in available_backends('xpu')['triton'][1]
 
 
-def test_package_does_not_import_triton():
-    code = 'import sys, ops_dcnv3; assert "triton" not in sys.modules'
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=120)
-
-
-@pytest.mark.parametrize('logits', [False, True], ids=['mask', 'logits'])
-def test_opcheck(logits):
-    """Also with slices of one tensor for offset and mask."""
-    input, offset, mask = inputs()
-    offset, mask = torch.cat([offset, mask], -1).split([36, 18], -1)
-    leaves = [t.detach().requires_grad_() for t in (input, offset, mask)]
-    assert not leaves[1].is_contiguous()
-    torch.library.opcheck(torch.ops.ops_dcnv3.triton_forward.default, (*leaves, *OPTIONS, logits))
-    torch.library.opcheck(
-        torch.ops.ops_dcnv3.triton_backward.default,
-        (torch.randn_like(input), input, offset, mask, *OPTIONS, logits),
-    )
-
-
 def test_compiled_graph_runs_the_named_backend():
     def function(*tensors):
         return dcnv3(*tensors, groups=2, backend='triton') * 2
@@ -111,30 +92,6 @@ def test_compiled_graph_runs_the_named_backend():
         torch.testing.assert_close(grad, truth)
 
 
-@pytest.mark.parametrize('change', ['slices', 'permuted', 'broadcast'])
-def test_strided_offset_and_mask(change):
-    # On the device before the change: a copy to a GPU would make them dense.
-    tensors = {key: value.to(DEVICE) for key, value in random_inputs(2, 5, 6, 2, 4).items()}
-    options = dict(groups=2, backend='triton')
-    if change == 'slices':
-        joined = torch.cat([tensors['offset'], tensors['mask']], -1)
-        tensors['offset'], tensors['mask'] = joined.split([36, 18], -1)
-    elif change == 'permuted':
-        for key in ('input', 'offset', 'mask', 'grad_output'):
-            tensors[key] = tensors[key].transpose(1, 2).contiguous().transpose(1, 2)
-    else:
-        tensors['offset'] = tensors['offset'][:1, :, :1].expand_as(tensors['offset'])
-        tensors['mask'] = tensors['mask'][:, :1].expand_as(tensors['mask'])
-    assert not tensors['offset'].is_contiguous()
-    given = [tensors[key] for key in ('grad_output', 'input', 'offset', 'mask')]
-    result = torch.ops.ops_dcnv3.triton_backward(*given, *OPTIONS, False)
-    output = torch.ops.ops_dcnv3.triton_forward(*given[1:], *OPTIONS, False)
-    dense = {key: value.contiguous() for key, value in tensors.items()}
-    expected = run(dense, {**options, 'backend': 'cpu'}, torch.float64)
-    for name, value in zip(NAMES, (output, *result), strict=True):
-        torch.testing.assert_close(value.cpu(), expected[name])
-
-
 @interpreted
 def test_block_sizes_of_a_gpu(monkeypatch):
     """The interpreter takes larger blocks to be quick; those of a GPU give the same."""
@@ -149,50 +106,12 @@ def test_block_sizes_of_a_gpu(monkeypatch):
         assert relative_error(result[name], expected[name].double()) < REORDERED, name
 
 
-def test_operators_called_directly_check_their_arguments():
-    input, offset, mask = inputs()
-    grad = torch.zeros_like(input)
-    forward, backward = torch.ops.ops_dcnv3.triton_forward, torch.ops.ops_dcnv3.triton_backward
-    with pytest.raises(ValueError, match=r'offset must have shape .*, got \(1, 3, 4, 18\)'):
-        forward(input, mask, mask, *OPTIONS, False)
-    with pytest.raises(ValueError, match='grad_output must have shape'):
-        backward(grad[:, :1], input, offset, mask, *OPTIONS, False)
-    with pytest.raises(TypeError, match=r'offset must have the dtype of input, .*float64, got'):
-        forward(input.double(), offset, mask, *OPTIONS, False)
-    with pytest.raises(ValueError, match='must have 4 dimensions'):
-        forward(input[0], offset, mask, *OPTIONS, False)
-    with pytest.raises(ValueError, match='groups must divide 6 channels, got 4'):
-        forward(input, offset, mask, OPTIONS[0], 4, 1.0, False, False)
-    with pytest.raises(ValueError, match=r'window must be kernel_size, .*got \[3, 3\]'):
-        forward(input, offset, mask, [3, 3], *OPTIONS[1:], False)
-    with pytest.raises(ValueError, match='must be positive'):
-        forward(input, offset, mask, [3, 3, 0, 1, 1, 1, 1, 1], *OPTIONS[1:], False)
-    with pytest.raises(ValueError, match='does not fit'):
-        forward(input, offset, mask, [9, 9, 1, 1, 1, 1, 1, 1], *OPTIONS[1:], False)
-
-
 def test_backward_is_not_deterministic_on_a_gpu(monkeypatch):
     """The error comes before the launch, so it is seen without a GPU as well."""
     tensors = [torch.zeros_like(tensor, device='meta') for tensor in inputs()]
     torch.use_deterministic_algorithms(True)
     with pytest.raises(RuntimeError, match="'triton' does not have a deterministic implementation"):
         triton_kernels.backward(torch.zeros_like(tensors[0]), *tensors, *OPTIONS, False)
-
-
-def test_forward_mode_is_refused_not_dropped():
-    input, offset, mask = inputs()
-    with pytest.raises(RuntimeError, match='no forward-mode derivative.*reference'):
-        torch.func.jvp(
-            lambda x: dcnv3(x, offset, mask, groups=2, backend='triton'), (input,), (input,)
-        )
-
-
-def test_no_second_derivative():
-    tensors = inputs(requires_grad=True)
-    output = dcnv3(*tensors, groups=2, backend='triton')
-    (grad,) = torch.autograd.grad(output.square().sum(), tensors[0], create_graph=True)
-    with pytest.raises(RuntimeError, match='no second derivative.*reference'):
-        grad.sum().backward()
 
 
 COMPILE = """

@@ -21,14 +21,18 @@ def wave(*sizes, step):
 
 
 @pytest.mark.skipif(os.name == 'nt', reason='the program is for POSIX')
-def test_program(tmp_path):
+def test_program(tmp_path, monkeypatch):
     program = tmp_path / 'program'
     compile_cpp(
         *('-std=c++20', SOURCE, '-o', program),
         *(f'-isystem{path}' for path in include_paths()),
-        *(f'{flag}{path}' for path in library_paths() for flag in ('-L', '-Wl,-rpath,')),
+        *(f'-L{path}' for path in library_paths()),
         *('-ltorch_cpu', '-lc10', '-ldl'),
     )
+    # An extension with CUDA kernels needs the CUDA runtime too, which torch has from pip.
+    folders = [*library_paths(), *Path(torch.__file__).parents[1].glob('nvidia/*/lib')]
+    folders += filter(None, [os.environ.get('LD_LIBRARY_PATH')])
+    monkeypatch.setenv('LD_LIBRARY_PATH', ':'.join(map(str, folders)))
     extension = importlib.util.find_spec('ops_dcnv3._C').origin
     output = run(program, extension).stdout
     offset = wave(2, 4, 5, 36, step=1.3).requires_grad_()
