@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures('quick_benchmark')
 
 @pytest.fixture(autouse=True)
 def shallow(monkeypatch):
-    """One block in each level."""
+    """One block in each stage, and the smallest other model."""
+    monkeypatch.setattr(models, 'BESIDE', ('convnext-atto', 'swin-tiny'))
     monkeypatch.setattr(models, 'InternImage', lambda **_: models_internimage(**SMALL))
 
 
