@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -239,7 +240,15 @@ def choose_backend(device: torch.device, dtype: torch.dtype, backend: str | None
     name, source = select_backend(device, backend)
     while not _passes_self_check(name, device, dtype):
         name, source = select_backend(device, backend)
-    if name == 'reference' and source is _AUTOMATIC and not _warned:
+    if name != 'reference':
+        return BACKENDS[name]
+    if (
+        torch.onnx.is_in_onnx_export()
+        and torch.compiler.is_compiling()
+        and f'{__package__}.onnx' in sys.modules
+    ):
+        return BACKENDS['cpu']  # the operator that is translated; traced only, so it need not run
+    if source is _AUTOMATIC and not _warned:
         _warned = True
         warnings.warn(
             'dcnv3 falls back on its slow plain PyTorch backend.\n' + explain_backend(device),

@@ -17,10 +17,9 @@ import torch
 from .geometry import kernel_points, pairs
 
 try:
-    from onnxscript import evaluator, ir
-    from onnxscript import opset18 as op
-    from onnxscript import opset19 as op19
+    from onnxscript import evaluator, ir, opset18, opset19
     from onnxscript.function_libs.torch_lib.registration import torch_op
+    from onnxscript.function_libs.torch_lib.tensor_typing import TFloat
 except ImportError as error:
     raise ImportError(
         f'ops_dcnv3.onnx needs onnx and onnxscript ("pip install internimage-mm[deploy]"): {error}'
@@ -31,6 +30,7 @@ OPERATORS = {'DeformConv': 19, 'GridSample': 16}
 
 _NAMES = ('ops_dcnv3::forward', 'ops_dcnv3::triton_forward')
 _operator = 'DeformConv'
+op: Any = opset18  # its types know no Python constants
 
 
 @contextlib.contextmanager
@@ -73,9 +73,9 @@ def check_onnxruntime() -> None:
 
 @torch_op(_NAMES, trace_only=True)
 def dcnv3(
-    input,
-    offset,
-    mask,
+    input: TFloat,
+    offset: TFloat,
+    mask: TFloat,
     window: Sequence[int],
     groups: int,
     offset_scale: float,
@@ -91,7 +91,7 @@ def dcnv3(
     if torch.__version__ >= '2.8':  # compared as a version
         exporter: Any = evaluator.default()
         check_opset(exporter.opset.version)
-    dtype, channels = input.dtype, input.shape[3]
+    dtype, channels = input.dtype, input.shape[3]  # type: ignore[index]
     if dtype != ir.DataType.FLOAT:
         input, offset, mask = (op.Cast(x, to=ir.DataType.FLOAT) for x in (input, offset, mask))
     if mask_is_logits:
@@ -136,7 +136,7 @@ def _deform_conv(input, offset, mask, window, channels, groups, offset_scale, re
         grid = [xy for cell in cells for xy in reversed(_from_center(cell, kernel, dilation))]
         shift = [[[(offset_scale - 1) * xy]] for xy in grid * groups]
         offset = op.Add(op.Mul(offset, offset_scale), _constant(shift))
-    output = op19.DeformConv(
+    output = opset19.DeformConv(
         op.Transpose(input, perm=[0, 3, 1, 2]),
         _constant([weight] * channels),
         offset,

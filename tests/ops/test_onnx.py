@@ -15,7 +15,7 @@ from ops_dcnv3 import DCNv3, dcnv3
 from ops_dcnv3.onnx import OPERATORS, check_onnxruntime, use_operator
 from ops_dcnv3.openvino import deform_conv
 
-# Largest error relative to the largest value, over all problems, operators and runtimes.
+# Largest error relative to the largest value. Measured 4.6e-6 and 3.9e-4; 1.3e-6 over golden data.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1.3e-3}
 INPUTS = ('input', 'offset', 'mask')
 
@@ -79,18 +79,22 @@ def run_openvino(path, inputs):
 RUNTIMES = {'onnxruntime': run_onnxruntime, 'OpenVINO': run_openvino}
 
 
-@pytest.fixture(scope='module', params=OPERATORS)
-def operator(request):
-    with use_operator(request.param):
-        yield request.param
-
-
-@pytest.fixture(scope='module', params=TOLERANCES, ids=str)
-def problem_file(request, operator, tmp_path_factory):
-    dtype = request.param
+# Halves are cast before the two operators part.
+@pytest.fixture(
+    scope='module',
+    params=[
+        ('DeformConv', torch.float32),
+        ('DeformConv', torch.float16),
+        ('GridSample', torch.float32),
+    ],
+    ids=str,
+)
+def problem_file(request, tmp_path_factory):
+    operator, dtype = request.param
     inputs = [tensors[name].to(dtype) for tensors, _ in PROBLEMS.values() for name in INPUTS]
     path = tmp_path_factory.mktemp('onnx') / 'problems.onnx'
-    torch.onnx.export(AllProblems().eval(), tuple(inputs), path, dynamo=True, opset_version=20)
+    with use_operator(operator):
+        torch.onnx.export(AllProblems().eval(), tuple(inputs), path, dynamo=True)
     return dtype, path, [tensor.numpy() for tensor in inputs]
 
 
@@ -114,19 +118,21 @@ def test_every_option(problem, outputs):
     assert relative_error(results[problem], truth) < TOLERANCES[dtype]
 
 
-@pytest.fixture(scope='module')
-def layer_file(operator, tmp_path_factory):
+@pytest.fixture(scope='module', params=OPERATORS)
+def layer_file(request, tmp_path_factory):
     model = Stranger().eval()
     path = tmp_path_factory.mktemp('onnx') / 'layer.onnx'
     # Large enough for the fast layers of eager mode, whose operators have no place in a file.
     x = torch.randn(2, 3, 32, 40)
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=[sizes])
-    return model, path
+    with use_operator(request.param):
+        torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=[sizes])
+    return model, path, request.param
 
 
-def test_file_is_standard_onnx(layer_file, operator):
-    model = onnx.load(layer_file[1])
+def test_file_is_standard_onnx(layer_file):
+    _, path, operator = layer_file
+    model = onnx.load(path)
     onnx.checker.check_model(model, full_check=True)
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     assert [entry.domain for entry in model.opset_import] == ['']
@@ -138,7 +144,7 @@ def test_file_is_standard_onnx(layer_file, operator):
 @pytest.mark.parametrize('runtime', RUNTIMES)
 @pytest.mark.parametrize('size', [(1, 5, 6), (3, 32, 33)], ids=str)
 def test_layer_with_other_sizes(size, runtime, layer_file):
-    model, path = layer_file
+    model, path, _ = layer_file
     batch, height, width = size
     x = torch.randn(batch, 3, height, width)
     (output,) = RUNTIMES[runtime](path, [x.numpy()])
@@ -146,6 +152,13 @@ def test_layer_with_other_sizes(size, runtime, layer_file):
         truth = model.double()(x.double())
     model.float()
     assert relative_error(torch.from_numpy(output), truth) < TOLERANCES[torch.float32]
+
+
+def test_plain_pytorch_is_translated_too():
+    """The backend of installations without compiled kernels, which is many small operators."""
+    layer = DCNv3(8, backend='reference').eval()
+    program = torch.onnx.export(layer, (torch.randn(1, 4, 4, 8),), dynamo=True)
+    assert sum(node.op_type == 'DeformConv' for node in program.model.graph) == 1
 
 
 def test_openvino_model_has_no_custom_operation(layer_file):
