@@ -62,6 +62,8 @@ class Stranger(nn.Module):
 
 
 def run_onnxruntime(path, inputs):
+    if sys.version_info < (3, 11) and 'DeformConv' in path.parent.name:
+        pytest.skip('onnxruntime for Python 3.10 has no DeformConv')
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     names = [node.name for node in session.get_inputs()]
     return session.run(None, dict(zip(names, inputs, strict=True)))
@@ -92,7 +94,7 @@ RUNTIMES = {'onnxruntime': run_onnxruntime, 'OpenVINO': run_openvino}
 def problem_file(request, tmp_path_factory):
     operator, dtype = request.param
     inputs = [tensors[name].to(dtype) for tensors, _ in PROBLEMS.values() for name in INPUTS]
-    path = tmp_path_factory.mktemp('onnx') / 'problems.onnx'
+    path = tmp_path_factory.mktemp(operator) / 'problems.onnx'
     with use_operator(operator):
         torch.onnx.export(AllProblems().eval(), tuple(inputs), path, dynamo=True)
     return dtype, path, [tensor.numpy() for tensor in inputs]
@@ -121,7 +123,7 @@ def test_every_option(problem, outputs):
 @pytest.fixture(scope='module', params=OPERATORS)
 def layer_file(request, tmp_path_factory):
     model = Stranger().eval()
-    path = tmp_path_factory.mktemp('onnx') / 'layer.onnx'
+    path = tmp_path_factory.mktemp(request.param) / 'layer.onnx'
     # Large enough for the fast layers of eager mode, whose operators have no place in a file.
     x = torch.randn(2, 3, 32, 40)
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
@@ -180,6 +182,7 @@ def test_legacy_exporter(tmp_path):
 
 
 def test_onnxruntime_is_too_old(monkeypatch):
+    monkeypatch.setattr(onnxruntime, '__version__', '1.25.0')
     check_onnxruntime()
     monkeypatch.setattr(onnxruntime, '__version__', '1.24.4')
     with pytest.raises(RuntimeError, match='onnxruntime 1.24.4 has no DeformConv.* GridSample'):
