@@ -3,16 +3,16 @@
 Importing the package registers the backbones ``InternImage`` and ``CBInternImage``, the two
 layer-decay optimizer constructors, the schedule ``WarmupCosineLR`` and loaders of checkpoints
 (:mod:`internimage_mm.checkpoint.stock_loading`) with mmengine. Where mmengine cannot be imported it
-still can, for ``python -m internimage_mm.env``.
+still can, for ``python -m internimage_mm.env``, and without PyTorch for ``internimage_mm.deploy``.
 """
 
-from . import compat
 from .shipped_configs import config_path
 from .version import __version__
 
-compat.define_torchvision_schemas()
-
 try:
+    from . import compat
+
+    compat.define_torchvision_schemas()
     import mmengine.runner  # noqa: F401  all below needs it
 except Exception as error:  # a broken installation may raise anything
     _mmengine_error = error
@@ -41,6 +41,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name in __all__:
         raise ImportError(
-            f'internimage_mm.{name} needs mmengine: {_mmengine_error}'
+            f'internimage_mm.{name} needs PyTorch and mmengine: {_mmengine_error}'
         ) from _mmengine_error
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,9 +1,12 @@
-"""Lets ``import torchvision`` succeed with a PyTorch that its operators do not fit."""
+"""What needs private names of libraries, or mends what is around them."""
 
 import contextlib
+import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 import torch
 
@@ -33,3 +36,38 @@ def define_torchvision_schemas() -> None:
                 f'torchvision::{name}',
                 '(Tensor dets, Tensor scores, float iou_threshold) -> Tensor',
             )
+
+
+def _inductor(name: str) -> Callable:
+    """A function of AOTInductor, which PyTorch documents under a private name.
+
+    Raises:
+        RuntimeError: This PyTorch has it not.
+    """
+    function = getattr(importlib.import_module('torch._inductor'), name, None)
+    if function is None:
+        raise RuntimeError(f'PyTorch {torch.__version__} has no torch._inductor.{name}')
+    return function
+
+
+def compile_package(
+    program: torch.export.ExportedProgram, file: str | Path, metadata: dict[str, str]
+) -> None:
+    """Compile a graph into a ``.pt2`` package with metadata.
+
+    Raises:
+        RuntimeError: This PyTorch cannot do it.
+    """
+    compile_and_package = _inductor('aoti_compile_and_package')
+    settings = {'aot_inductor.metadata': metadata}
+    compile_and_package(program, package_path=str(file), inductor_configs=settings)
+
+
+def load_package(file: str | Path) -> tuple[Callable, dict[str, str]]:
+    """A ``.pt2`` package as a function of tensors, and its metadata.
+
+    Raises:
+        RuntimeError: This PyTorch cannot do it, or the file is no such package.
+    """
+    package = _inductor('aoti_load_package')(str(file))
+    return package, package.get_metadata()

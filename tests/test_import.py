@@ -24,7 +24,7 @@ except ImportError as error:
     print(error)
 assert not hasattr(internimage_mm, 'Surprise')
 """)
-    assert printed.startswith('internimage_mm.InternImage needs mmengine: ')
+    assert printed.startswith('internimage_mm.InternImage needs PyTorch and mmengine: ')
 
 
 def test_torch_is_changed_only_when_a_backbone_is_built():

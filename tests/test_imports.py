@@ -13,7 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for p in ('ops_dcnv3', 'internimage_mm') for path in (ROOT / p).rglob('*.py'))
 OPENMMLAB = {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'}
-OWN_LIBRARIES = {'det': {'mmdet'}, 'seg': {'mmcv', 'mmseg'}, 'cls': {'mmcv', 'mmpretrain'}}
+OWN_LIBRARIES = {
+    'det': {'mmcv', 'mmdet'},
+    'seg': {'mmcv', 'mmseg'},
+    'cls': {'mmcv', 'mmpretrain'},
+    'attention': {'mmcv'},
+}
 OP_LIBRARIES = {
     'triton_kernels': {'triton'},
     'onnx': {'onnxruntime', 'onnxscript'},
@@ -76,7 +81,8 @@ def wrong_imports(path, tree):
         allowed = {'torch', 'ops_dcnv3', *sys.stdlib_module_names}
         allowed |= OP_LIBRARIES.get(own_room, set())
         return {name for name in everywhere if name.split('.')[0] not in allowed}
-    own = OWN_LIBRARIES.get(own_room, set())
+    # The rooms of the libraries, and the files of deploy that are called as they are.
+    own = OWN_LIBRARIES.get(path.stem if own_room == 'deploy' else own_room, set())
     wrong = {name for name in everywhere if name.split('.')[0] == 'tools'}
     wrong |= {name for name in at_import if name.split('.')[0] in OPENMMLAB - own}
     if own_room in ROOMS:

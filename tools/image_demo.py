@@ -8,28 +8,24 @@ from collections.abc import Callable
 
 import cv2
 import torch
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import VISUALIZERS
 
-from internimage_mm.checkpoint import fit_state_dict, read_checkpoint
 from internimage_mm.commands import (
     UserError,
     add_config_options,
     check_folder,
     check_output,
-    dataset_meta,
     load_config,
     reports_user_errors,
 )
-from internimage_mm.training import build_model
+from internimage_mm.commands.inference import check_scope, infer, load_model
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('image', help='image file, or a folder of them')
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help='checkpoint file or address, or an exported model')
     parser.add_argument(
         '--out',
         required=True,
@@ -45,29 +41,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_model(cfg: Config, checkpoint_path: str, device: str) -> torch.nn.Module:
-    """The model of a config with the weights of a checkpoint, ready for the inference functions."""
-    checkpoint = read_checkpoint(checkpoint_path, mmap=True)
-    model = revert_sync_batchnorm(build_model(cfg))
-    model.load_state_dict(fit_state_dict(checkpoint, model, checkpoint_path), strict=False)
-    meta = (checkpoint.get('meta') or {}).get('dataset_meta')
-    model.dataset_meta = meta or dataset_meta(cfg)
-    model.cfg = cfg
-    return model.to(device).eval()
-
-
-def make_drawer(scope: str, model: torch.nn.Module, score_thr: float) -> Callable[[str, str], None]:
+def make_drawer(model: torch.nn.Module, score_thr: float) -> Callable[[str, str], None]:
     """Return a function of two paths: it draws the prediction for an image into a picture."""
+    scope = model.cfg.default_scope
     if scope == 'mmpretrain':
         return functools.partial(classify, model)
-    if scope == 'mmdet':
-        from mmdet.apis import inference_detector as infer
-
-        settings = dict(pred_score_thr=score_thr)
-    else:
-        from mmseg.apis import inference_model as infer
-
-        settings = {}
+    settings = dict(pred_score_thr=score_thr) if scope == 'mmdet' else {}
     visualizer = VISUALIZERS.build({**model.cfg.visualizer, 'vis_backends': None})
     visualizer.dataset_meta = model.dataset_meta
 
@@ -83,9 +62,7 @@ def classify(model: torch.nn.Module, image_path: str, out: str) -> None:
     """Print the five best classes of an image and write them into a picture of it."""
     from mmpretrain.visualization import UniversalVisualizer
 
-    from internimage_mm.cls import classify_image
-
-    result = classify_image(model, image_path)
+    result = infer(model, image_path)
     best = result.pred_score.topk(min(5, len(result.pred_score)))
     classes = model.dataset_meta.get('classes')
     for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -130,13 +107,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     pictures = pictures_to_draw(args.image, args.out)
     cfg = load_config(args.config, args.cfg_options)
-    scope = cfg.get('default_scope')
-    if scope not in ('mmdet', 'mmpretrain', 'mmseg'):
-        raise UserError(
-            f'{args.config} is for none of mmdet, mmpretrain and mmseg: default_scope is {scope!r}'
-        )
+    check_scope(cfg)
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    draw = make_drawer(scope, load_model(cfg, args.checkpoint, device), args.score_thr)
+    draw = make_drawer(load_model(cfg, args.checkpoint, device), args.score_thr)
     for image, picture in pictures.items():
         if len(pictures) > 1:
             print(image)

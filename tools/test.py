@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint, official or our own: detection, segmentation, classification alike."""
+"""Evaluates a checkpoint or an exported model: detection, segmentation, classification alike."""
 
 import argparse
 import os.path as osp
@@ -17,13 +17,15 @@ from internimage_mm.commands import (
     load_config,
     reports_user_errors,
 )
+from internimage_mm.commands.inference import put_exported
+from internimage_mm.deploy.exported import is_exported
 from internimage_mm.training import InternImageRunner
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', help='checkpoint file or address')
+    parser.add_argument('checkpoint', help='checkpoint file or address, or an exported model')
     parser.add_argument(
         '--work-dir', help='folder for logs and metrics (default: work_dirs/<config name>)'
     )
@@ -96,9 +98,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cfg.launcher = args.launcher
     if 'test_dataloader' not in cfg:
         raise UserError(f'config {args.config} has no test_dataloader: it cannot be tested')
-    cfg.load_from, cfg.resume = args.checkpoint, False
-    if '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+    if is_exported(args.checkpoint):
+        put_exported(cfg, args.checkpoint)
+    elif '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
         raise UserError(f'checkpoint {args.checkpoint} does not exist')
+    cfg.load_from = None if is_exported(args.checkpoint) else args.checkpoint
+    cfg.resume = False
     if args.out:
         check_output(args.out)
     if args.show_dir:

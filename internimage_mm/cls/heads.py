@@ -70,9 +70,14 @@ class MetadataLinearClsHead(LinearClsHead):
         self, feats: Sequence[Tensor], data_samples: list[DataSample] | None = None
     ) -> Tensor:
         """Image vectors and the data samples with the metadata to scores (N, num_classes)."""
+        like = feats[-1]
+        temporal = _metadata(like, data_samples, 'temporal_info', TEMPORAL_DIM)
+        spatial = _metadata(like, data_samples, 'spatial_info', SPATIAL_DIM)
+        return self.score(feats, temporal, spatial)
+
+    def score(self, feats: Sequence[Tensor], temporal: Tensor, spatial: Tensor) -> Tensor:
+        """Image vectors, ``temporal_info`` (N, 4) and ``spatial_info`` (N, 3) to scores."""
         x = self.pre_logits(feats)
-        temporal = _metadata(x, data_samples, 'temporal_info', TEMPORAL_DIM)
-        spatial = _metadata(x, data_samples, 'spatial_info', SPATIAL_DIM)
         encoded = torch.cat([self.meta_head_1(temporal), self.meta_head_2(spatial)], dim=-1)
         return self.fc(x) + self.meta_head(self.meta_norm(encoded))
 

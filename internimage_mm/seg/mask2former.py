@@ -4,7 +4,6 @@ import torch
 from mmengine.registry import MODELS
 from mmseg.models.decode_heads.mask2former_head import Mask2FormerHead
 from mmseg.models.utils import resize
-from mmseg.structures import SegDataSample
 from torch import Tensor
 
 
@@ -32,10 +31,7 @@ class SemanticMask2FormerHead(Mask2FormerHead):
             Scores of shape (N, num_classes, H, W) at the size of the network input. They do not add
             up to 1 over the classes.
         """
-        samples = [SegDataSample(metainfo=meta) for meta in batch_img_metas]
-        cls_scores, mask_logits = (outputs[-1] for outputs in self(x, samples))
-        scores = cls_scores.softmax(dim=-1)[..., :-1]  # the last class is "no object"
-        semantic_map = torch.einsum('bqc,bqhw->bchw', scores, mask_logits.sigmoid())
+        semantic_map = self.semantic_map(x)
         meta = batch_img_metas[0]
         # mmseg marks the size of a window, of which `pad_shape` knows nothing, by this type.
         if isinstance(meta['img_shape'], torch.Size):
@@ -45,3 +41,9 @@ class SemanticMask2FormerHead(Mask2FormerHead):
         return resize(
             semantic_map, size=size[:2], mode='bilinear', align_corners=self.align_corners
         )
+
+    def semantic_map(self, x: tuple[Tensor, ...]) -> Tensor:
+        """The same at stride 4, (N, num_classes, H / 4, W / 4)."""
+        cls_scores, mask_logits = (outputs[-1] for outputs in self(x, []))
+        scores = cls_scores.softmax(dim=-1)[..., :-1]  # the last class is "no object"
+        return torch.einsum('bqc,bqhw->bchw', scores, mask_logits.sigmoid())

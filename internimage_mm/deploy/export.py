@@ -1,0 +1,211 @@
+"""Writes models of OpenMMLab to files that other runtimes run."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.config import Config
+from torch import nn
+from torch.export import ExportedProgram
+
+from ..compat import compile_package
+from ..version import __version__
+from .exported import ROOMS, preprocessor_of
+from .forms import Form, takes_rgb
+from .predictor import KEY
+
+EXAMPLE = (256, 288)
+"""Height and width of the image that a model of any size is traced with."""
+
+
+def make_form(model: nn.Module, cfg: Config, preprocess: bool, paste_masks: bool = False) -> Form:
+    """The exportable form of the model of a config.
+
+    Args:
+        model: In evaluation mode. Some of its layers are replaced by exportable ones.
+        cfg: Its config.
+        preprocess: Whether the form takes BGR pixels in 0..255 instead of normalised ones.
+        paste_masks: Whether instance masks are pasted into the whole image.
+
+    Raises:
+        ValueError: The model is of a family that cannot be exported.
+    """
+    room = importlib.import_module(f'{__package__}.{ROOMS[cfg.default_scope]}')
+    settings = preprocessor_of(cfg) if preprocess else None
+    options = {'paste_masks': True} if paste_masks else {}
+    form = room.form_of(model, settings, **options)
+    return form.eval().requires_grad_(False)
+
+
+def trace(form: Form, shape: tuple[int, int] | None = None) -> ExportedProgram:
+    """A form as a graph.
+
+    Args:
+        form: The form.
+        shape: Height and width of the image; None: any multiples of 32, and where the family
+            allows it any batch.
+    """
+    arguments, sizes = form.examples(*(shape or EXAMPLE), dynamic=shape is None)
+    with torch.no_grad():
+        return torch.export.export(
+            form, tuple(arguments.values()), dynamic_shapes=sizes and tuple(sizes.values())
+        )
+
+
+def describe(
+    form: Form, cfg: Config, dataset_meta: dict, shape: tuple[int, int] | None
+) -> dict[str, Any]:
+    """What an exported file says about itself; see :class:`~.predictor.Predictor`."""
+    preprocessor = preprocessor_of(cfg)
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    loading = ('Load', 'Pack')
+    return {
+        'family': form.family,
+        'inputs': form.inputs,
+        'outputs': form.outputs,
+        'shape': shape,
+        'divisor': form.divisor,
+        'preprocess': form.preprocess is not None,
+        'rgb': takes_rgb(preprocessor),
+        'mean': preprocessor['mean'],
+        'std': preprocessor['std'],
+        'pipeline': [step for step in pipeline if not step['type'].startswith(loading)],
+        'classes': dataset_meta.get('classes'),
+        'palette': dataset_meta.get('palette'),
+        'versions': {
+            'internimage-mm': __version__,
+            'torch': torch.__version__,
+            **{
+                name: metadata.version(name)
+                for name in ('onnx', 'onnxscript', 'openvino')
+                if importlib.util.find_spec(name)
+            },
+        },
+    }
+
+
+@dataclass
+class Options:
+    """How a file is written.
+
+    Attributes:
+        opset: Of ONNX.
+        fp16: Compute in float16 (ONNX); keep weights in float16 (OpenVINO).
+        grid_sample: Translate DCNv3 to ``GridSample`` for runtimes without ``DeformConv``.
+    """
+
+    opset: int = 20
+    fp16: bool = False
+    grid_sample: bool = False
+
+
+def write_onnx(
+    program: ExportedProgram, form: Form, file: Path, description: dict, options: Options
+) -> None:
+    """Write an ``.onnx`` file; weights of more than 1.5 GiB go to ``<file>.data`` beside it."""
+    import ops_dcnv3.onnx
+
+    from . import onnx_operators  # noqa: F401  registers
+
+    with ops_dcnv3.onnx.use_operator(_operator(options)):
+        exported: Any = torch.onnx.export(
+            program,
+            opset_version=options.opset,
+            input_names=form.inputs,
+            output_names=form.outputs,
+            verbose=False,
+        )
+    exported.model.metadata_props[KEY] = json.dumps(description)
+    exported.save(file)
+    if options.fp16:
+        convert_to_float16(file)
+
+
+def convert_to_float16(file: Path) -> None:
+    """Let an ``.onnx`` file compute in float16, except sampling, and with float32 at both ends."""
+    import onnx
+    from onnxruntime.transformers import float16
+
+    model = float16.convert_float_to_float16(
+        onnx.load(file),
+        keep_io_types=True,
+        op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, 'DeformConv', 'GridSample'],
+    )
+    weights = file.with_name(f'{file.name}.data')
+    external = weights.exists()
+    weights.unlink(missing_ok=True)
+    onnx.save(model, file, save_as_external_data=external, location=weights.name)
+
+
+def _operator(options: Options) -> str:
+    return 'GridSample' if options.grid_sample else 'DeformConv'
+
+
+def check_onnx(options: Options) -> None:
+    import ops_dcnv3.onnx
+
+    with ops_dcnv3.onnx.use_operator(_operator(options)):
+        ops_dcnv3.onnx.check_opset(options.opset)
+        ops_dcnv3.onnx.check_onnxruntime()
+
+
+def write_openvino(
+    program: ExportedProgram, form: Form, file: Path, description: dict, options: Options
+) -> None:
+    """Write an ``.xml`` file and its weights in a ``.bin`` file beside it."""
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+        onnx_file = Path(folder) / 'model.onnx'
+        write_onnx(program, form, onnx_file, description, replace(options, fp16=False))
+        convert_to_openvino(onnx_file, file, description, options.fp16)
+
+
+def convert_to_openvino(onnx_file: Path, file: Path, description: dict, fp16: bool) -> None:
+    """The same from an ``.onnx`` file in float32."""
+    import openvino
+
+    from ops_dcnv3.openvino import deform_conv
+
+    model = openvino.convert_model(onnx_file, extension=deform_conv())
+    model.set_rt_info(json.dumps(description), KEY)
+    openvino.save_model(model, file, compress_to_fp16=fp16)
+
+
+def check_openvino(options: Options) -> None:
+    import ops_dcnv3.openvino  # noqa: F401
+
+    check_onnx(options)
+
+
+def write_pt2(
+    program: ExportedProgram, form: Form, file: Path, description: dict, options: Options
+) -> None:
+    """Write a ``.pt2`` package that AOTInductor has compiled for this kind of processor."""
+    compile_package(program, file, {KEY: json.dumps(description)})
+
+
+def check_pt2(options: Options) -> None:
+    if options.fp16 or options.grid_sample:
+        raise ValueError('fp16 and grid_sample are for ONNX and OpenVINO, not for pt2')
+
+
+class Format(NamedTuple):
+    suffix: str
+    write: Callable[[ExportedProgram, Form, Path, dict, Options], None]
+    check: Callable[[Options], None]
+    """Raises ImportError, ValueError or RuntimeError if that cannot be written or run here."""
+
+
+FORMATS = {
+    'onnx': Format('.onnx', write_onnx, check_onnx),
+    'openvino': Format('.xml', write_openvino, check_openvino),
+    'pt2': Format('.pt2', write_pt2, check_pt2),
+}

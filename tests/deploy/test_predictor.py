@@ -1,0 +1,72 @@
+"""What the predictor does by itself is what the libraries do."""
+
+import numpy as np
+import pytest
+import torch
+from golden_detseg import ROOT
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmengine.registry import TRANSFORMS, DefaultScope
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from internimage_mm.deploy.predictor import STEPS, best_class, paste_masks, resize_as_pillow
+
+SIZES = [(97, 131), (240, 320), (333, 500), (500, 333)]
+PICTURES = [np.random.default_rng(0).integers(0, 256, (*s, 3), np.uint8) for s in SIZES]
+
+
+@pytest.mark.parametrize(
+    'scope, step',
+    [
+        ('mmdet', dict(type='Resize', scale=(1333, 800), keep_ratio=True)),
+        ('mmseg', dict(type='Resize', scale=(2048, 512), keep_ratio=True)),
+        ('mmseg', dict(type='Resize', scale=(64, 96), keep_ratio=False)),
+        ('mmseg', dict(type='ResizeToMultiple', size_divisor=32)),
+        ('mmpretrain', dict(type='ResizeEdge', scale=224, edge='short', interpolation='bicubic')),
+        ('mmpretrain', dict(type='CenterCrop', crop_size=96)),
+    ],
+    ids=lambda value: value['type'] if isinstance(value, dict) else value,
+)
+def test_pictures_are_resized_as_by_the_pipeline(scope, step):
+    with DefaultScope.overwrite_default_scope(scope):
+        transform = TRANSFORMS.build(step)
+    for picture in PICTURES:
+        expected = transform({'img': picture, 'img_shape': picture.shape[:2]})['img']
+        np.testing.assert_array_equal(STEPS[step['type']](picture, step), expected)
+
+
+@pytest.mark.parametrize('size', [(64, 48), (500, 700)])
+def test_bicubic_resizing_of_pillow(size):
+    picture = np.asarray(Image.open(ROOT / 'tests/golden/detseg/test_image_240x320.png'))
+    expected = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC))
+    difference = np.abs(resize_as_pillow(picture, *size).astype(int) - expected)
+    # A level in each of the two passes.
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.01
+
+
+def test_masks_are_pasted_as_by_mmdet():
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(20, 2, 2, generator=generator) * torch.tensor([320.0, 240.0])
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], 1)
+    masks = torch.randn(20, 1, 28, 28, generator=generator)
+    head = FCNMaskHead(num_convs=0, in_channels=1, num_classes=1, class_agnostic=True)
+    (result,) = head.predict_by_feat(
+        [masks],
+        [InstanceData(bboxes=boxes, labels=torch.zeros(20, dtype=torch.int64))],
+        [{'scale_factor': (1.0, 1.0), 'ori_shape': (240, 320)}],
+        rcnn_test_cfg=type('Config', (dict,), {'mask_thr_binary': 0.5})(),
+        rescale=True,
+    )
+    pasted = paste_masks(masks[:, 0].sigmoid().numpy(), boxes.numpy(), 240, 320)
+    assert 0.01 < pasted.mean() < 0.5
+    assert (pasted != result.masks.numpy()).mean() < 1e-5
+
+
+def test_best_class_of_resized_scores():
+    scores = torch.randn(5, 24, 40, generator=torch.Generator().manual_seed(0))
+    resize = torch.nn.functional.interpolate
+    full = resize(scores[None], (96, 160), mode='bilinear')[:, :, :90, :150]
+    expected = resize(full, (123, 201), mode='bilinear')[0].argmax(0).numpy()
+    labels = best_class(scores.numpy(), (96, 160), (90, 150), (123, 201))
+    assert (labels != expected).mean() < 1e-3

@@ -1,0 +1,111 @@
+"""Exported models against the official results: official weights, file, runtime, data pipeline.
+
+An export takes a minute of computing for the models of full size. ``make test`` does the others;
+``GOLDEN_EXPORTS=all`` does all.
+"""
+
+import copy
+import os
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from cls.test_golden import GOLDEN, VARIANTS, golden_model, image
+from cls.test_golden import reduced_config as classifier_config
+from det.helpers import CONFIGS, config, detector, preprocess
+from golden_detseg import arrays, save_official_checkpoint
+from mmengine.registry import MODELS, DefaultScope
+from seg.helpers import CASES, build, reduced_config
+from seg.test_golden import batch_of
+from seg.test_golden import load as load_image
+
+from internimage_mm.deploy import load
+from internimage_mm.deploy.export import (
+    Options,
+    convert_to_float16,
+    convert_to_openvino,
+    describe,
+    make_form,
+    trace,
+    write_onnx,
+)
+from internimage_mm.deploy.exported import use_exported
+
+ALL = os.environ.get('GOLDEN_EXPORTS') == 'all'
+CLASSIFIERS = VARIANTS if ALL else ['cls_t_like']
+SEGMENTORS = CASES if ALL else ['segformer_l_like']
+DETECTORS = list(CONFIGS) if ALL else ['cascade_l_like']
+LOGITS = 1e-4
+PIXELS = 1e-4
+PIXEL, SCORE = 0.05, 1e-4
+META = {'classes': ['cat', 'dog'], 'palette': [[0, 0, 1], [2, 2, 2]]}
+
+
+def export(model, cfg, file, meta=META, shape=None, openvino=True):
+    """Files for onnxruntime and OpenVINO."""
+    form = make_form(model, cfg, preprocess=False)
+    description = describe(form, cfg, meta, shape)
+    write_onnx(trace(form, shape), form, file, description, Options())
+    assert_standard(file)
+    if not (openvino or ALL):
+        return [file]
+    convert_to_openvino(file, file.with_suffix('.xml'), description, fp16=False)
+    return [file, file.with_suffix('.xml')]
+
+
+def exported_model(cfg, file):
+    cfg = copy.deepcopy(cfg)
+    use_exported(cfg, str(file))
+    return cfg.model
+
+
+def assert_standard(file):
+    """Only operators of the ONNX standard, and valid."""
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert [opset.domain for opset in model.opset_import] == ['']
+    assert not model.functions
+
+
+@pytest.mark.parametrize('name', CLASSIFIERS)
+def test_classifier(name, tmp_path):
+    model, cfg = golden_model(name), classifier_config(name)
+    golden = np.load(GOLDEN / 'classification' / f'{name}.npz')
+    for file in export(model, cfg, tmp_path / 'model.onnx'):
+        predictor = load(file)
+        assert META.items() <= predictor.metadata.items()
+        for size in ('128x160', '224x224'):
+            logits = predictor.run(image=image(size).repeat(3, 1, 1, 1).numpy())['logits']
+            np.testing.assert_allclose(logits, golden[f'logits_{size}'].repeat(3, 0), atol=LOGITS)
+    convert_to_float16(tmp_path / 'model.onnx')
+    half = load(tmp_path / 'model.onnx').run(image=image('224x224').numpy())['logits']
+    error = np.abs(half - golden['logits_224x224']).max()
+    assert LOGITS < error < 0.01 * np.abs(half).max()
+
+
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_segmentor(name, tmp_path):
+    cfg = reduced_config(name)
+    model = build(cfg, save_official_checkpoint(name, tmp_path / 'official.pth'))
+    classes = [str(i) for i in range(model.decode_head.num_classes)]
+    batch = batch_of(load_image(name, cfg.test_pipeline))
+    for file in export(model, cfg, tmp_path / 'model.onnx', {'classes': classes}):
+        with DefaultScope.overwrite_default_scope('mmseg'), torch.no_grad():
+            (sample,) = MODELS.build(exported_model(cfg, file)).test_step(copy.deepcopy(batch))
+        labels = sample.pred_sem_seg.data[0].numpy()
+        assert (labels != arrays(name)['argmax']).mean() <= PIXELS
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_detector(name, tmp_path):
+    model, cfg, golden = detector(name), config(name), arrays(name)
+    inputs, samples = preprocess(name, model)
+    shape = None if ALL else tuple(inputs.shape[2:])  # faster
+    for file in export(model, cfg, tmp_path / 'model.onnx', shape=shape, openvino=False):
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            exported = MODELS.build(exported_model(cfg, file))
+        found = exported.predict(inputs, copy.deepcopy(samples))[0].pred_instances
+        np.testing.assert_array_equal(found.labels, golden['final_label'])
+        np.testing.assert_allclose(found.bboxes, golden['final_box_xyxy'], rtol=0, atol=PIXEL)
+        np.testing.assert_allclose(found.scores, golden['final_score'], rtol=0, atol=SCORE)
