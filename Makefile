@@ -1,13 +1,13 @@
 # make demo      train and evaluate small detectors and segmentors on generated data, CPU is enough
 # make test      run all tests
-# make test-quick  run those that catch most
+# make test-quick  run a fast subset of the tests
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
-# make clean     remove what was built and generated, the environments excepted
+# make clean     remove what was built and generated, except the environments
 #
-# Each sets up what it needs: an environment of its own (.venv) with a pinned stack. Options:
+# Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
 #   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases
-#   PYTHON=...     the Python to make the environment with (3.10 to 3.12)
+#   PYTHON=...     the Python for the environment (3.10 to 3.12)
 
 STACK ?= classic
 PYTHON ?= python3

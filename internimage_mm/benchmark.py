@@ -273,8 +273,8 @@ def main(argv: list[str] | None = None) -> None:
         '--beside',
         nargs='*',
         metavar='NAME',
-        help='convnext-ARCH and swin-ARCH of mmpretrain, timed too (default: tiny, both, where '
-        'mmpretrain is installed; without a name: none)',
+        help='models of mmpretrain to time too, convnext-ARCH or swin-ARCH (default: both in tiny, '
+        'if mmpretrain is installed; no name: none)',
     )
     measure.add_options(parser, TOLERANCES)
     args = parser.parse_args(argv)

@@ -1,11 +1,13 @@
 """The backends of the op and the choice between them.
 
-To add one: a file with ``forward`` and ``backward``, and an entry in :data:`BACKENDS` by
-:func:`python_operator`; ``tests/ops`` then tests it with the others. Both run below autograd, which
-records nothing there: the backward has to compute the three gradients itself. They check their
-arguments with :func:`check_call` and :func:`check_like`. The choice is, in this order: the
-argument ``backend=``, the context manager :func:`use_backend`, the environment variable
-``OPS_DCNV3_BACKEND`` (read once, at import), and else the first of :data:`BACKENDS` that can run.
+A call uses the backend of, in this order: the argument ``backend=``, the context manager
+:func:`use_backend`, the environment variable ``OPS_DCNV3_BACKEND`` (read once, at import), and
+otherwise the first of :data:`BACKENDS` that can run.
+
+To add a backend, write a file with functions ``forward`` and ``backward``, and an entry in
+:data:`BACKENDS` with :func:`python_operator`; ``tests/ops`` then tests it with the others. Both
+functions check their arguments with :func:`check_call` and :func:`check_like`. They run below
+autograd, which records nothing there, so ``backward`` must compute the three gradients itself.
 """
 
 from __future__ import annotations
@@ -32,19 +34,19 @@ class Backend(NamedTuple):
     call: Callable[..., Tensor]
     """Takes the arguments of the operator."""
     devices: tuple[str, ...]
-    """Types of the devices whose tensors it computes; none: all."""
+    """The device types it supports; empty for all."""
     description: str
     obstacle: str | None = None
     """Why it cannot run in this installation."""
     automatic: bool = True
-    """Whether it may run without being asked for."""
+    """Whether it may be chosen automatically."""
     self_check: bool = False
     """Whether the first call on a device compares it with the reference backend."""
     deterministic: bool = True
     """Whether its backward runs under ``torch.use_deterministic_algorithms``."""
 
     def can_run(self, device: torch.device) -> tuple[bool, str]:
-        """Return whether it can compute tensors on ``device``, and why (not)."""
+        """Return whether it can run on ``device``, and why or why not."""
         kind = device.type
         if self.devices:
             if kind not in self.devices and kind != 'meta':  # the operators give those their shapes
@@ -73,7 +75,7 @@ if not (_NO_CPU or HAS_CUDA):
         f'the CUDA toolkit of torch {torch.version.cuda or "with CUDA"}',
         'OPS_DCNV3_CUDA=1 ',
     )
-# Not imported here: it takes a while, and only tensors on a GPU need it.
+# Not imported here: that takes a while, and only tensors on a GPU need it.
 _TRITON_FOUND = importlib.util.find_spec('triton') is not None
 _INTERPRETS = os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'on', 'yes')
 
@@ -120,7 +122,7 @@ def use_backend(name: str | None) -> Iterator[None]:
         name: A key of :data:`BACKENDS`; None returns to the automatic choice.
 
     Raises:
-        ValueError: No such backend.
+        ValueError: There is no such backend.
     """
     global _context
     _check_name(name, 'backend')
@@ -144,7 +146,7 @@ def _can_run(name: str, device: torch.device) -> tuple[bool, str]:
 
 
 def _passes_self_check(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Compare a backend with the reference, once; warn and remember where it computes wrongly."""
+    """Compare a backend with the reference, once; warn and remember it if results are wrong."""
     backend = BACKENDS[name]
     if not (backend.self_check and _SELF_CHECK) or device.type not in backend.devices:
         return True
@@ -175,7 +177,7 @@ def _passes_self_check(name: str, device: torch.device, dtype: torch.dtype) -> b
 
 
 def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bool, str]]:
-    """Tell for each backend, fastest first, whether it can compute tensors on ``device`` and why.
+    """Say for each backend, fastest first, whether it can run on ``device``, and why or why not.
 
     Returns:
         ``{name: (ok, reason)}``, for example
@@ -186,7 +188,7 @@ def available_backends(device: torch.device | str = 'cpu') -> dict[str, tuple[bo
 
 
 def explain_backend(device: torch.device | str = 'cpu', backend: str | None = None) -> str:
-    """Say which backend :func:`dcnv3` takes on ``device``, and what keeps the others from it."""
+    """Say which backend :func:`dcnv3` uses on ``device``, and for each why it can or cannot run."""
     device = torch.device(device)
     name, source = select_backend(device, backend)
     lines = [f'dcnv3 on {device} runs on backend {name!r} ({source})']
@@ -196,11 +198,11 @@ def explain_backend(device: torch.device | str = 'cpu', backend: str | None = No
 
 
 def select_backend(device: torch.device, backend: str | None) -> tuple[str, str]:
-    """Return the backend to run and what decided it.
+    """Return the backend to use and what decided it.
 
     Raises:
         ValueError: Unknown backend name.
-        RuntimeError: The backend asked for cannot run on ``device``.
+        RuntimeError: The requested backend cannot run on ``device``.
     """
     for name, source in (
         (backend, 'argument backend='),
@@ -224,12 +226,12 @@ _warned = False
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, backend: str | None) -> Backend:
-    """:func:`select_backend` for a call; warns once where only the slow one is left.
+    """Choose the backend of a call, without those that fail the self-check on ``device``.
 
-    Backends that compute wrongly on ``device`` are left out.
+    Warns once if only the slow one is left.
     """
     global _warned
-    # The usual case, without the time of all questions.
+    # The usual case, without the cost of the checks below.
     cpu = BACKENDS['cpu']
     if (
         backend is _context is _ENVIRONMENT is cpu.obstacle is None
@@ -247,7 +249,7 @@ def choose_backend(device: torch.device, dtype: torch.dtype, backend: str | None
         and torch.compiler.is_compiling()
         and f'{__package__}.onnx' in sys.modules
     ):
-        return BACKENDS['cpu']  # the operator that is translated; traced only, so it need not run
+        return BACKENDS['cpu']  # the operator with a translation; only traced, so it need not run
     if source is _AUTOMATIC and not _warned:
         _warned = True
         warnings.warn(

@@ -1,11 +1,11 @@
 """How linear layers and MLPs run fastest on a CPU: everything about processors is in this file.
 
-The functions here compute what the layers compute by themselves, to rounding. One switch turns
-all of it off: :func:`set_fast_cpu`, :func:`use_fast_cpu` or ``OPS_DCNV3_FAST_CPU=0``.
+The functions here compute what the plain layers compute, up to rounding. One switch turns all of
+it off: :func:`set_fast_cpu`, :func:`use_fast_cpu` or ``OPS_DCNV3_FAST_CPU=0``.
 
-PyTorch has no public way to find out some of what is needed here. Its private names are used in
-this file only, each tried on import: where one is missing or behaves differently, the layers run
-by themselves, and :func:`explain_fast_cpu` says why.
+Some of what is needed here has no public name in PyTorch. Private names are used in this file
+only, and each is tried on import: if one is missing or behaves differently, the plain layers run,
+and :func:`explain_fast_cpu` says why.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _enabled = not _OFF_IN_ENVIRONMENT
 
 
 def set_fast_cpu(enabled: bool) -> None:
-    """Let the layers of this process take the fast paths on the CPU, or not."""
+    """Turn the fast CPU paths on or off, for all layers of this process."""
     global _enabled
     _enabled = enabled
 
 
 @contextlib.contextmanager
 def use_fast_cpu(enabled: bool) -> Iterator[None]:
-    """As :func:`set_fast_cpu`, while the context is open."""
+    """Like :func:`set_fast_cpu`, while the context is open."""
     previous = _enabled
     set_fast_cpu(enabled)
     try:
@@ -43,7 +43,7 @@ def use_fast_cpu(enabled: bool) -> Iterator[None]:
 
 
 def explain_fast_cpu() -> str:
-    """Say whether the fast paths are on, and if not, why."""
+    """Say whether the fast paths are on and, if not, why."""
     if _MISSING:
         return f'fast CPU layers: off, because {_MISSING}'
     if not _enabled:
@@ -62,7 +62,7 @@ _HOOKS = [f'{kind}_hooks' for kind in ('_forward_pre', '_forward', '_backward_pr
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether something is called before or after ``module``, or its ``forward`` was patched."""
+    """Whether ``module`` has hooks of any kind, or its ``forward`` was patched."""
     return (
         'forward' in module.__dict__
         or any(getattr(module, hooks) for hooks in _HOOKS)
@@ -71,12 +71,12 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _in_transform() -> bool:
-    """Whether a transform of torch.func runs (vmap refuses some sums in place)."""
+    """Whether a transform of torch.func is running (vmap rejects some in-place sums)."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _is_watched() -> bool:
-    """Whether somebody looks at operators (to count FLOPs, say) or wants forward derivatives."""
+    """Whether operators are observed (to count FLOPs, say) or forward derivatives are computed."""
     return torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0
 
 
@@ -138,7 +138,7 @@ def _probe_gelu() -> bool:
 
 
 def _missing() -> str:
-    """What of PyTorch's private parts is gone or has changed; empty if nothing."""
+    """Say which private name of PyTorch is gone or has changed; empty if none."""
     probes: dict[str, Callable[[], bool]] = {
         'the hooks of a module': _probe_hooks,
         'the transforms that run': _probe_transforms,
@@ -162,7 +162,7 @@ _MISSING = _missing()
 
 
 def _is_on(x: Tensor) -> bool:
-    """Whether ``x`` is computed on the CPU, without compiler, tracer or transform, the fast way."""
+    """Whether the fast paths apply to ``x``: on the CPU, without compiler, tracer or transform."""
     return (
         _enabled
         and not _MISSING
@@ -174,10 +174,10 @@ def _is_on(x: Tensor) -> bool:
 
 
 def _is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether calling ``layer`` is nothing but ``linear(x, layer.weight, layer.bias)``.
+    """Whether calling ``layer`` does nothing but ``linear(x, layer.weight, layer.bias)``.
 
-    It is not where it was replaced or patched (adapters), has hooks, or quantized, sparse or
-    sharded weights.
+    Not so if it was replaced or patched (adapters), has hooks, or has quantized, sparse or sharded
+    weights.
     """
     return (
         type(layer) is nn.Linear
@@ -188,7 +188,7 @@ def _is_plain_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     )
 
 
-# Pixels from which a convolution pays: below, laying out its weights takes longer than it saves.
+# Fewest pixels for a convolution: with fewer, laying out its weights takes longer than it saves.
 _CONVOLUTION_PIXELS = 1000
 
 
@@ -203,8 +203,8 @@ def _full_precision() -> bool:
 def _runs_as_convolution(layer: nn.Module, x: Tensor) -> TypeGuard[nn.Linear]:
     """Whether ``layer(x)`` of ``(N, H, W, C)`` is faster as a 1x1 convolution.
 
-    It is with oneDNN, which PyTorch takes for those on several threads, where the linear layer
-    would run on MKL: in float32 on the CPU.
+    It is where PyTorch runs the convolution with oneDNN and the linear layer with MKL: in float32
+    on the CPU, on several threads.
     """
     return (
         _is_on(x)
@@ -230,7 +230,7 @@ def linear(layer: nn.Module, x: Tensor, act: nn.Module | None = None) -> Tensor:
     if act is not None and not torch.is_grad_enabled() and _is_exact_gelu(act):
         return _convolve_gelu(x, weight, bias).permute(0, 2, 3, 1)
     if torch.is_grad_enabled():
-        # oneDNN would sum the gradient of a bias number by number, with tens of times the error.
+        # oneDNN would sum the gradient of a bias one by one, with tens of times the error.
         output = nn.functional.conv2d(x, weight)
         output += bias[:, None, None]
     else:
@@ -250,7 +250,7 @@ def _is_exact_gelu(act: nn.Module) -> bool:
 
 # ---- MLPs ---------------------------------------------------------------------------------------
 
-# Bytes of hidden features that an MLP computes at once in inference, for each thread and in all.
+# Bytes of hidden features that an MLP computes at once in inference, per thread and in total.
 # Tensors of more than 32 MiB are mapped again by glibc each time, and their page faults take longer
 # than a GELU.
 _MLP_PART, _LARGEST_MLP_PART = 4 * 2**20, 16 * 2**20
@@ -261,8 +261,8 @@ def in_parts(
 ) -> Tensor:
     """``run(x)``, an MLP of ``layers`` on each pixel of ``(N, H, W, C)``; in inference in parts.
 
-    So the hidden features, which are several times as large as ``x``, never exist as a whole. It
-    is done only for large inputs, and where none of the layers was replaced or can see the parts.
+    This way the hidden features, several times as large as ``x``, are never in memory all at once.
+    It is done only for large inputs, and only if no layer was replaced or can see the parts.
     """
     if (
         not _is_on(x)
@@ -287,8 +287,8 @@ def _is_elementwise(layer: nn.Module) -> bool:
 
 # ---- layout -------------------------------------------------------------------------------------
 
-# PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions number
-# by number, on all threads. The first is faster on few threads.
+# PyTorch transposes a matrix in blocks, on one thread, and copies tensors of more dimensions one
+# element at a time, on all threads. The first is faster on few threads.
 _MATRIX_THREADS = 4
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from .backends import choose_backend
 from .geometry import DTYPES, num_points, output_size, pair
 
-# Asked once, because torch.compile of torch 2.6 cannot trace the question.
+# Determined once, because torch.compile of torch 2.6 cannot trace the call.
 _AUTOCAST_DEVICES = tuple(
     kind
     for kind in ('cpu', 'cuda', 'mps', 'xpu', 'hpu', 'xla', 'mtia')
@@ -47,15 +47,15 @@ def dcnv3(
         input: ``(N, H, W, C)``, float32, float64, bfloat16 or float16. N may be 0.
         offset: ``(N, Ho, Wo, groups * K * 2)``: group, then point, then (x, y).
         mask: ``(N, Ho, Wo, groups * K)``: group, then point. ``offset`` and ``mask`` may be slices
-            of one larger tensor along their last dimension; they are not copied then.
-        kernel_size: Int or ``(h, w)``, as the next three.
+            of one larger tensor along their last dimension; they are not copied.
+        kernel_size: Int or ``(h, w)``, like the next three.
         stride: Step of the output grid in input pixels.
-        padding: Moves the grid and sets the output size; the image continues with zeros anyway.
+        padding: Moves the grid and sets the output size; outside, the image is always zero.
         dilation: Spacing of the regular grid in input pixels.
         groups: Number of groups; must divide C.
         offset_scale: Factor on grid and offsets about the kernel's centre.
         remove_center: Leave out the central point, so K = kh * kw - 1. Odd kernels only.
-        mask_is_logits: Apply a softmax over the K points of a group to ``mask`` first.
+        mask_is_logits: First apply a softmax over the K points of a group to ``mask``.
         im2col_step: Accepted for compatibility with the official function; has no effect.
         backend: A name of :func:`ops_dcnv3.available_backends`; by default the fastest that can
             run.
@@ -67,7 +67,7 @@ def dcnv3(
     Raises:
         TypeError: An argument has the wrong type, or the tensors differ in dtype.
         ValueError: A shape, device or option does not fit.
-        RuntimeError: The backend asked for cannot run here.
+        RuntimeError: The requested backend cannot run here.
     """
     kernel = pair('kernel_size', kernel_size, minimum=1)
     steps = pair('stride', stride, minimum=1)
@@ -113,7 +113,7 @@ def dcnv3(
 
 
 def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return offset and mask, cast to the dtype of input where autocast has made them differ."""
+    """Return offset and mask, cast to the dtype of input if autocast made them differ."""
     for name, tensor in (('input', input), ('offset', offset), ('mask', mask)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f'{name} must be a torch.Tensor, got {type(tensor).__name__}')

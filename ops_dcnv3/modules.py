@@ -1,4 +1,4 @@
-"""The DCNv3 layer of InternImage and the small layers that it shares with the backbone."""
+"""The DCNv3 layer of InternImage, and small layers that it shares with the backbone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     'ReLU': nn.ReLU,
     'SiLU': nn.SiLU,
 }
-"""What ``act_layer`` may be, in layer and backbone."""
+"""Choices for ``act_layer``, in the layer and the backbone."""
 
 NORMS: dict[str, tuple[Callable[[int], nn.Module], bool]] = {
     'LN': (partial(nn.LayerNorm, eps=LAYER_NORM_EPS), True),
     'BN': (nn.BatchNorm2d, False),
 }
-"""What ``norm_layer`` may be: how it is built, and whether it takes channels last."""
+"""Choices for ``norm_layer``: how to build it, and whether it takes channels last."""
 
 
 class Permute(nn.Module):
@@ -55,7 +55,7 @@ def to_channels_first() -> Permute:
 
 
 def build_activation(name: str) -> nn.Module:
-    """Return the activation that :data:`ACTIVATIONS` has under ``name``, or raise ValueError."""
+    """Build the activation ``name`` of :data:`ACTIVATIONS`; raise ValueError if there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f'act_layer must be one of {", ".join(ACTIVATIONS)}, got {name!r}')
     return ACTIVATIONS[name]()
@@ -91,7 +91,7 @@ def build_norm(
 
 
 def _either(**argument: Any) -> tuple[str, Any]:
-    """The name that was used of an argument that has two, and its value."""
+    """Of an argument with two names, return the one that was used and its value."""
     (name, value), (alias, other) = argument.items()
     if value is not None and other is not None and value != other:
         raise ValueError(f'{name} and {alias} are one argument, got {value} and {other}')
@@ -102,13 +102,13 @@ class DCNv3(nn.Module):
     """Deformable convolution v3 with its projections (InternImage, section 3.1), channels last.
 
     Argument and parameter names are those of the official layer, so its checkpoints load as they
-    are. ``(N, H, W, C)`` becomes ``(N, Ho, Wo, C)``; with stride 1 the size stays.
+    are. ``(N, H, W, C)`` becomes ``(N, Ho, Wo, C)``; stride 1 keeps the size.
 
     Args:
         channels: Channels C of input and output.
-        kernel_size: Size of the sampling grid, an int or an (h, w) pair, as all sizes here.
-        dw_kernel_size: Size of the depth-wise convolution that predicts offsets and masks;
-            defaults to ``kernel_size``. Odd.
+        kernel_size: Size of the sampling grid, an int or an (h, w) pair, like all sizes here.
+        dw_kernel_size: Size of the depth-wise convolution that predicts offsets and masks. Must
+            be odd; defaults to ``kernel_size``.
         stride: Stride of the sampling grid and of the depth-wise convolution.
         pad: Padding of the sampling grid. It must keep the size at stride 1, as the default
             ``dilation * (kernel_size - 1) / 2`` does.
@@ -116,19 +116,19 @@ class DCNv3(nn.Module):
         group: Number of groups; must divide ``channels``. Default 4.
         offset_scale: Factor on grid and offsets, 2.0 for InternImage-L and XL.
         act_layer: A key of :data:`ACTIVATIONS`.
-        norm_layer: A key of :data:`NORMS`, of the depth-wise branch.
+        norm_layer: A key of :data:`NORMS`, for the depth-wise branch.
         center_feature_scale: Mix each group with the projected input by a learned weight
             (InternImage-H and G).
         remove_center: Sample without the central point.
-        use_dcn_v4_op: Accepted from official configs, where it selects another kernel for the same
+        use_dcn_v4_op: Accepted for official configs, where it selects another kernel for the same
             function; has no effect.
         backend: Backend of the op, see :func:`ops_dcnv3.dcnv3`.
-        padding: The same as ``pad``, under the name that the op and PyTorch have for it.
+        padding: The same as ``pad``, under the name that PyTorch and the op use.
         groups: The same as ``group``.
 
     Raises:
         TypeError: A size is neither an int nor a pair of ints.
-        ValueError: A setting does not fit another one.
+        ValueError: A setting is invalid, or does not fit another one.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class DCNv3(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start as a regular grid with equal weights: offset and mask 0, projections Xavier."""
+        """Start with a regular grid and equal weights: offset and mask 0, projections Xavier."""
         zeros = [*self.offset.parameters(), *self.mask.parameters()]
         zeros += [self.input_proj.bias, self.output_proj.bias]
         if self.center_feature_scale:
@@ -228,7 +228,7 @@ class DCNv3(nn.Module):
 
         Raises:
             TypeError: ``x`` is not a floating-point tensor.
-            ValueError: It is not a 4-d tensor with ``channels`` channels last.
+            ValueError: Its shape is not ``(N, H, W, channels)``.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             found = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -1,9 +1,9 @@
-"""DCNv3 in standard ONNX operators: ``import ops_dcnv3.onnx``, then ``torch.onnx.export`` knows it.
+"""DCNv3 in standard ONNX operators: after importing this, ``torch.onnx.export`` can export it.
 
-The op becomes ``DeformConv``, which computes the same from another order of points; for runtimes
-without it, :func:`use_operator` selects ``GridSample``. The translation is registered in
-onnxscript's table, which PyTorch's exporter reads (``dynamo=True``); :data:`TRANSLATIONS` does the
-same as its argument ``custom_translation_table``.
+The op becomes ``DeformConv``, which computes the same with the points in another order. For
+runtimes without it, :func:`use_operator` selects ``GridSample``. The translation is registered in
+onnxscript's table, which PyTorch's exporter reads (``dynamo=True``); :data:`TRANSLATIONS` can be
+passed as its argument ``custom_translation_table`` instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OPERATORS = {'DeformConv': 19, 'GridSample': 16}
 
 _NAMES = ('ops_dcnv3::forward', 'ops_dcnv3::triton_forward')
 _operator = 'DeformConv'
-op: Any = opset18  # its types know no Python constants
+op: Any = opset18  # its type hints do not allow Python constants
 
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def use_operator(name: str) -> Iterator[None]:
     """Translate the op to ``name``, a key of :data:`OPERATORS`, while the context is open.
 
     Raises:
-        ValueError: No such operator.
+        ValueError: There is no such operator.
     """
     global _operator
     if name not in OPERATORS:
@@ -51,7 +51,7 @@ def use_operator(name: str) -> Iterator[None]:
 
 
 def check_opset(version: int) -> None:
-    """Raise ValueError if ONNX opset ``version`` has not the operator that is selected."""
+    """Raise ValueError if ONNX opset ``version`` does not have the selected operator."""
     if version < OPERATORS[_operator]:
         raise ValueError(
             f'{_operator} needs ONNX opset {OPERATORS[_operator]} or later, got {version}; '
@@ -60,7 +60,7 @@ def check_opset(version: int) -> None:
 
 
 def check_onnxruntime() -> None:
-    """Raise RuntimeError if the installed onnxruntime cannot run the operator that is selected."""
+    """Raise RuntimeError if the installed onnxruntime cannot run the selected operator."""
     import onnxruntime
 
     version = onnxruntime.__version__
@@ -82,10 +82,10 @@ def dcnv3(
     remove_center: bool,
     mask_is_logits: bool,
 ):
-    """Translate a call of the operators of this package. Computes in float32, whatever the dtype.
+    """Translate a call of this package's operators. Computes in float32 for every dtype.
 
     Raises:
-        ValueError: The opset has not the ONNX operator.
+        ValueError: The opset does not have the selected operator.
     """
     # Older exporters work in opset 18 and convert the result.
     if torch.__version__ >= '2.8':  # compared as a version
@@ -125,7 +125,7 @@ def _deform_conv(input, offset, mask, window, channels, groups, offset_scale, re
     kernel, stride, padding, dilation = window
     points = kernel_points(kernel, remove_center)
     cells = [(i, j) for j in range(kernel[0]) for i in range(kernel[1])]
-    # In place of a removed centre stands any point, with a weight of 0.
+    # Any point can stand in for a removed centre, with a weight of 0.
     order = [points.index(cell) if cell in points else 0 for cell in cells]
     order = [group * len(points) + p for group in range(groups) for p in order]
     weight = [[[float((i, j) in points) for i in range(kernel[1])] for j in range(kernel[0])]]

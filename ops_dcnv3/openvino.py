@@ -1,7 +1,7 @@
-"""How OpenVINO reads an ONNX file with DCNv3: it has ``DeformConv`` under another name.
+"""Let OpenVINO read an ONNX file with DCNv3: it has ``DeformConv`` under another name.
 
-``openvino.convert_model('model.onnx', extension=deform_conv())`` gives a model of OpenVINO's own
-operations, which can be saved, and read without this package.
+``openvino.convert_model('model.onnx', extension=deform_conv())`` returns a model of OpenVINO's own
+operations. Once saved, it can be read without this package.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ except ImportError as error:
 
 
 def deform_conv() -> Any:
-    """Return the extension that converts ``DeformConv`` without a bias to OpenVINO's operation."""
+    """Return an extension that converts ``DeformConv`` without bias to OpenVINO's operation."""
     return ConversionExtension('DeformConv', _convert)
 
 

@@ -1,8 +1,8 @@
-"""Whether a backend computes on this device what :mod:`ops_dcnv3.reference` computes.
+"""Check that a backend computes on this device what :mod:`ops_dcnv3.reference` computes.
 
-Kernels for GPUs cannot be tested on every GPU, driver and compiler, so the first call on a device
-computes two small problems on both and compares; :func:`ops_dcnv3.backends.choose_backend` takes
-another backend where they differ.
+GPU kernels cannot be tested on every GPU, driver and compiler. So the first call on a device
+computes two small problems with both and compares the results. If they differ,
+:func:`ops_dcnv3.backends.choose_backend` takes another backend.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _TOLERANCES = {
 }
 
 # (batch, height, width, groups, channels per group), window, offset_scale, remove_center, logits.
-# The layer of InternImage, and all options at once with sizes that nothing divides. The scales are
-# powers of two: positions are the same in every dtype, so none changes sides of a pixel.
+# The layer of InternImage, and all options at once with awkward sizes. The scales are powers of
+# two: positions are the same in every dtype, so rounding moves no point across a whole pixel.
 _PROBLEMS = (
     ((2, 7, 9, 2, 16), (3, 3, 1, 1, 1, 1, 1, 1), 1.0, False, True),
     ((1, 6, 11, 3, 5), (3, 5, 2, 1, 0, 3, 1, 2), 2.0, True, False),
@@ -40,8 +40,8 @@ def find_fault(
 
     Args:
         call: The backend's call, with the arguments of the operator.
-        device: Where it computes.
-        dtype: In which dtype; float32 is compared, too.
+        device: The device to check.
+        dtype: The dtype to check; float32 is checked too.
         backward: Compare gradients as well.
 
     Returns:
@@ -58,7 +58,7 @@ def find_fault(
                     return fault
         return None
 
-    # Modes (autocast, inference, fake tensors, transforms) hold for a thread: a new one has none.
+    # Modes (autocast, inference, fake tensors, transforms) are per thread: a new one has none.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(check_all).result()
@@ -90,7 +90,7 @@ def _compare(
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
     image = random(batch, height, width, groups * group_channels)
-    # As from one linear layer, so that the strides of views are tried.
+    # As from one linear layer, so that strided views are checked.
     joint = random(batch, *out, groups * points * 3)
     grad_output = random(batch, *out, groups * group_channels)
 

@@ -19,7 +19,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default='ours',
         help='which names to write (default: ours)',
     )
-    parser.add_argument('--overwrite', action='store_true', help='replace OUT if it is there')
+    parser.add_argument('--overwrite', action='store_true', help='replace OUT if it exists')
     return parser.parse_args(argv)
 
 

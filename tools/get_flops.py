@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--size-divisor',
         type=int,
         default=32,
-        help='height and width are rounded up to a multiple of it (default: 32)',
+        help='round height and width up to a multiple of this (default: 32)',
     )
     add_config_options(parser, 'model.backbone.arch=small')
     args = parser.parse_args(argv)
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width for which a model of this kind is counted by default.
+    """Default height and width for a model of this kind.
 
     Raises:
         UserError: There is none: not a detector or segmentor, and the test images are not cropped.

@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argpars
     parser.add_argument(
         '--num-val', type=int, default=100, help='validation images in each data set'
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed of the drawing')
+    parser.add_argument('--seed', type=int, default=0, help='random seed')
     parser.add_argument(
         '--overwrite', action='store_true', help='replace data sets made with other settings'
     )

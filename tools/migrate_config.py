@@ -13,13 +13,15 @@ INCOMPLETE = 3
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Exit code: 0 everything is translated; 3 the new config is written, but the '
-        'listed settings are not in it; 1 nothing is written.',
+        epilog='Exit code: 0 if everything was translated; 3 if the new config was written without '
+        'the listed settings; 1 if nothing was written.',
     )
     parser.add_argument(
-        'old', metavar='OLD.py', help='config of mmdet 2.x or mmseg 0.x, in the tree of its _base_'
+        'old',
+        metavar='OLD.py',
+        help='config of mmdet 2.x or mmseg 0.x, where it finds its _base_ files',
     )
-    parser.add_argument('new', metavar='NEW.py', help='config to write; it has no _base_')
+    parser.add_argument('new', metavar='NEW.py', help='config to write, without _base_')
     parser.add_argument('--overwrite', action='store_true', help='replace NEW.py if it exists')
     return parser.parse_args(argv)
 

@@ -55,14 +55,14 @@ class Stem(nn.Module):
         self.norm2 = build_norm(channels, norm_layer, input_last=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The convolutions keep the layout, and the norms would have to copy the other one.
+        # The convolutions keep this layout; the norms would have to copy channels-first features.
         x = x.contiguous(memory_format=torch.channels_last)
         x = self.act(self.norm1(self.conv1(x)))
         return self.norm2(self.conv2(x))
 
 
 class Downsample(nn.Module):
-    """Convolution 3x3 of stride 2 that doubles the channels, channels last."""
+    """3x3 convolution of stride 2 that doubles the channels, channels last."""
 
     def __init__(self, channels: int, norm_layer: str) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """DCNv3 and MLP, each on a residual branch, (N, H, W, C) to (N, H, W, C).
 
-    Where the norm of a branch stands differs by model: before it (T), after it (S to XL, G:
+    The place of a branch's norm depends on the model: before the layer (T), after it (S to XL, G:
     ``post_norm``), or both (H: ``res_post_norm``). With ``layer_scale`` the second norm of
     ``res_post_norm`` is not applied, though its parameters exist; both as in the official code.
     """
@@ -157,7 +157,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution with the norms between and after them, and the downsampling."""
+    """The blocks of one resolution, the norms between and after them, and the downsampling."""
 
     def __init__(self, settings: Settings, stage: int) -> None:
         super().__init__()
@@ -193,20 +193,20 @@ class Stage(nn.Module):
 class InternImage(BaseModule):
     """InternImage backbone: (N, 3, H, W) to a tuple of (N, C * 2**i, H / 2**(i+2), W / 2**(i+2)).
 
-    Takes the arguments of the official detection and segmentation backbone under their names, so
-    an official ``backbone=dict(...)`` can be pasted in, and ``arch`` as a preset for most of them.
-    State-dict keys are the official ones. Any other keyword than these raises.
+    Takes the arguments of the official detection and segmentation backbone under the same names,
+    so an official ``backbone=dict(...)`` can be pasted in. ``arch`` is a preset for most of them.
+    State-dict keys are the official ones. Any other argument raises a TypeError.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'xlarge'``, ``'huge'``,
-            ``'giant'`` or t, s, b, l, xl, h, g. Replaces the defaults that are written
-            ``unless_arch(...)`` by those of the released size; single arguments override it.
-        core_op: ``'DCNv3'`` takes the fastest backend of the op, ``'DCNv3_pytorch'`` the plain
+            ``'giant'`` or t, s, b, l, xl, h, g. Replaces the defaults that are written as
+            ``unless_arch(...)`` with those of the released size; other arguments override it.
+        core_op: ``'DCNv3'`` uses the fastest backend of the op, ``'DCNv3_pytorch'`` the plain
             PyTorch one.
-        channels: Channels C of the first stage, doubled at each further one.
-        depths: Blocks of the four stages.
+        channels: Channels C of the first stage; each further stage doubles them.
+        depths: Number of blocks in the four stages.
         groups: Groups of the op in the four stages.
-        mlp_ratio: Hidden over outer channels of the MLP.
+        mlp_ratio: Ratio of hidden to outer channels in the MLP.
         drop_rate: Dropout after the stem and in the MLP.
         drop_path_rate: Stochastic depth.
         drop_path_type: ``'linear'``, from 0 in the first block to the rate in the last one, or
@@ -214,29 +214,29 @@ class InternImage(BaseModule):
         act_layer: A key of ``ops_dcnv3.modules.ACTIVATIONS``; the official one is the exact GELU.
         norm_layer: ``'LN'`` or ``'BN'`` in stem, downsampling and depth-wise branch; all other
             norms are layer norms.
-        layer_scale: Initial factor of the residual branches; None: none.
+        layer_scale: Initial value of a learned factor on the residual branches; None: no factor.
         offset_scale: Factor on sampling grid and offsets.
-        post_norm: Norm after instead of before the layer of a branch.
-        res_post_norm: Norm before and after it.
-        dw_kernel_size: Kernel of the depth-wise branch; None: 3.
-        level2_post_norm: Norms on the residual stream of the third stage.
-        level2_post_norm_block_ids: After which blocks they stand.
+        post_norm: Norm after the layer of a residual branch instead of before it.
+        res_post_norm: Norms before and after it.
+        dw_kernel_size: Kernel size of the depth-wise branch; None: 3.
+        level2_post_norm: Additional norms on the residual stream of the third stage.
+        level2_post_norm_block_ids: The blocks that they follow.
         center_feature_scale: Mix the op's output with its input.
         remove_center: Sample without the central point.
-        use_dcn_v4_op: Accepted; selects another kernel for the same function in the official
-            code and has no effect here.
+        use_dcn_v4_op: Accepted; in the official code it selects another kernel for the same
+            function, here it has no effect.
         with_cp: Recompute blocks in the backward pass to save memory.
-        out_indices: Stages to return, in their order; negative ones count from the end.
+        out_indices: Stages to return, always in ascending order; negative ones count from the end.
         frozen_stages: Number of stages kept frozen, -1 or 0 for none. The stem is never frozen, as
             in the official code.
         norm_eval: Keep batch norms in evaluation mode.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` reads official files of every
             layout and raises when weights of the backbone are missing.
-        pretrained: The same as a string, as configs before mmengine have it.
+        pretrained: That checkpoint as a string, as in configs before mmengine.
 
     Raises:
-        TypeError: Unknown argument; ``pretrained`` is no string, or a number no int.
-        ValueError: Unknown ``arch``, settings that do not fit one another, or both ``init_cfg`` and
+        TypeError: Unknown argument, ``pretrained`` is not a string, or a number is not an int.
+        ValueError: Unknown ``arch``, settings that do not fit together, or both ``init_cfg`` and
             ``pretrained``.
     """
 
@@ -320,7 +320,7 @@ class InternImage(BaseModule):
         for name, parameter in inspect.signature(__init__).parameters.items()
         if name not in ('self', 'arch', 'init_cfg', 'pretrained')
     }
-    """Settings of a backbone without ``arch`` to which nothing is given."""
+    """Settings of a backbone that is built without arguments."""
 
     @property
     def out_channels(self) -> list[int]:
@@ -328,10 +328,10 @@ class InternImage(BaseModule):
         return [self.channels * 2**i for i in self.out_indices]
 
     def init_weights(self) -> None:
-        """Do what ``init_cfg`` says; without it the weights stay as the constructor made them.
+        """Initialise as ``init_cfg`` says; without it the constructor's weights stay.
 
-        That is: linear layers truncated normal (std 0.02), offsets and masks zero. (The official
-        code overwrites that zero start.)
+        These are truncated normal (std 0.02) in linear layers, and zero in the offset and mask
+        layers. (The official code overwrites these zeros.)
 
         Raises:
             CheckpointError: A checkpoint does not hold every weight of this backbone.
@@ -393,7 +393,7 @@ class InternImage(BaseModule):
 def pretrained_init_cfg(
     init_cfg: dict | list[dict] | None, pretrained: str | None
 ) -> dict | list[dict] | None:
-    """``init_cfg``, or that which the older argument ``pretrained`` stands for.
+    """Return ``init_cfg``, or the one that the older argument ``pretrained`` stands for.
 
     Raises:
         TypeError: ``pretrained`` is neither a string nor None.

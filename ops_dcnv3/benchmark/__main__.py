@@ -1,4 +1,4 @@
-"""Time the op, on every backend and against others; results are checked first.
+"""Time the op, on every backend and against other implementations; results are checked first.
 
 The five default shapes are those of InternImage-T at 800x1280 and one with 32 channels per group.
 """
@@ -13,8 +13,8 @@ COLUMNS = """columns:
   error        largest error of output and gradients, relative to the largest value (float64 truth)
   ms           median time of a call
   reference/   how many times as fast as plain PyTorch (backend 'reference')
-  GB/s         what the call must read and write at the least, divided by its time
-  of floor     that, as a share of the rate of a large copy on this machine (the copy floor)
+  GB/s         the least that the call must read and write, divided by its time
+  of floor     GB/s as a share of that of a large copy on this machine (the copy floor)
   / bound      time divided by that of the forward's loads and multiply-adds alone, from the
                first-level cache (CPU, forward)
   peak MiB     peak memory of the call, without its arguments
@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--against',
         nargs='+',
         metavar='MODULE:FUNCTION',
-        help='ops with the signature of the official functions, timed with ours',
+        help='ops with the signature of the official functions, to time beside ours',
     )
     parser.add_argument(
         '--scaling', action='store_true', help='time images of 64 to 2048 pixels, in batches'

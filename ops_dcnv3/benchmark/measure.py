@@ -277,9 +277,9 @@ def add_options(parser: argparse.ArgumentParser, dtypes: Iterable[str]) -> None:
     """The options that the benchmarks of the op and of the backbones share."""
     parser.add_argument('--dtype', choices=dtypes, default='float32')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--threads', type=int, help='CPU threads (default: as torch chooses)')
+    parser.add_argument('--threads', type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument('--seconds', type=float, default=1.0, help='time spent on each call')
-    parser.add_argument('--json', metavar='FILE', help='write all of it to this file')
+    parser.add_argument('--json', metavar='FILE', help='also write all results to this file')
 
 
 def check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
