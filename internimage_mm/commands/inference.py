@@ -34,9 +34,9 @@ def load_model(cfg: Config, checkpoint_path: str, device: str = 'cpu') -> Any:
         put_exported(cfg, checkpoint_path)
         model: Any = build_model(cfg)
         metadata = model.predictor.metadata
-        model.dataset_meta = {
-            key: metadata[key] for key in ('classes', 'palette') if metadata[key] is not None
-        }
+        model.dataset_meta = {'classes': metadata['classes']}
+        if metadata['palette']:
+            model.dataset_meta['palette'] = [tuple(color) for color in metadata['palette']]
     else:
         checkpoint = read_checkpoint(checkpoint_path, mmap=True)
         model = revert_sync_batchnorm(build_model(cfg))

@@ -31,7 +31,10 @@ def load(file: str | Path, threads: int | None = None) -> Predictor:
         raise ValueError(f'{file} is no exported model; expected {", ".join(RUNTIMES)}')
     if not file.is_file():
         raise ValueError(f'exported model {file} does not exist')
-    run, metadata = RUNTIMES[file.suffix](str(file), threads)
+    try:
+        run, metadata = RUNTIMES[file.suffix](str(file), threads)
+    except ImportError as error:
+        raise ImportError(f'{file} needs "pip install internimage-mm[deploy]": {error}') from error
     if metadata is None:
         raise ValueError(f'{file} was not written by tools/export.py: it has no metadata {KEY!r}')
     return Predictor(run, json.loads(metadata))

@@ -1,6 +1,7 @@
 """What the predictor does by itself is what the libraries do."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from golden_detseg import ROOT
@@ -9,6 +10,8 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData
 from PIL import Image
 
+from internimage_mm.deploy import load
+from internimage_mm.deploy.det import form_of, paste
 from internimage_mm.deploy.predictor import STEPS, best_class, paste_masks, resize_as_pillow
 
 SIZES = [(97, 131), (240, 320), (333, 500), (500, 333)]
@@ -61,6 +64,9 @@ def test_masks_are_pasted_as_by_mmdet():
     pasted = paste_masks(masks[:, 0].sigmoid().numpy(), boxes.numpy(), 240, 320)
     assert 0.01 < pasted.mean() < 0.5
     assert (pasted != result.masks.numpy()).mean() < 1e-5
+    # And inside of an exported model.
+    inside = paste(masks[:, 0].sigmoid(), boxes, torch.zeros(1, 3, 240, 320))
+    assert (pasted != inside.numpy()).mean() < 1e-5
 
 
 def test_best_class_of_resized_scores():
@@ -70,3 +76,25 @@ def test_best_class_of_resized_scores():
     expected = resize(full, (123, 201), mode='bilinear')[0].argmax(0).numpy()
     labels = best_class(scores.numpy(), (96, 160), (90, 150), (123, 201))
     assert (labels != expected).mean() < 1e-3
+
+
+def test_files_that_are_not_ours(tmp_path):
+    value = onnx.helper.make_tensor_value_info('x', onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node('Identity', ['x'], ['y'])
+    result = onnx.helper.make_tensor_value_info('y', onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([node], 'stranger', [value], [result])
+    opset = onnx.helper.make_opsetid('', 20)
+    model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    onnx.save(model, tmp_path / 'stranger.onnx')
+    for name, message in {
+        'stranger.onnx': 'was not written by tools/export.py',
+        'missing.onnx': 'does not exist',
+        'model.tflite': 'no exported model; expected .onnx, .xml, .pt2',
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path / name)
+
+
+def test_families_that_have_no_exportable_form():
+    with pytest.raises(ValueError, match='DINO can be exported, got Identity'):
+        form_of(torch.nn.Identity(), None)

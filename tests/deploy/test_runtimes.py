@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from backbones.helpers import with_golden_weights
 from cls.test_golden import GOLDEN, VARIANTS, golden_model, image
+from cls.test_golden import build as build_classifier
 from cls.test_golden import reduced_config as classifier_config
 from det.helpers import CONFIGS, config, detector, preprocess
 from golden_detseg import arrays, save_official_checkpoint
@@ -20,6 +22,7 @@ from seg.helpers import CASES, build, reduced_config
 from seg.test_golden import batch_of
 from seg.test_golden import load as load_image
 
+from internimage_mm.cls import MetadataLinearClsHead
 from internimage_mm.deploy import load
 from internimage_mm.deploy.export import (
     Options,
@@ -29,6 +32,7 @@ from internimage_mm.deploy.export import (
     make_form,
     trace,
     write_onnx,
+    write_pt2,
 )
 from internimage_mm.deploy.exported import use_exported
 
@@ -84,6 +88,28 @@ def test_classifier(name, tmp_path):
     assert LOGITS < error < 0.01 * np.abs(half).max()
 
 
+class Places(torch.nn.Module):
+    """The head of iNaturalist 2018 on the mean colour."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = MetadataLinearClsHead(num_classes=5, in_channels=3)
+
+    def extract_feat(self, x):
+        return (x.mean((2, 3)),)
+
+
+@torch.no_grad()
+def test_classifier_with_metadata(tmp_path):
+    model = with_golden_weights(Places())
+    file, _ = export(model, classifier_config('cls_t_like'), tmp_path / 'model.onnx')
+    x, temporal, spatial = (torch.randn(2, *shape) for shape in ((3, 64, 96), (4,), (3,)))
+    expected = model.head.score(model.extract_feat(x), temporal, spatial)
+    inputs = {'image': x, 'temporal': temporal, 'spatial': spatial}
+    logits = load(file).run(**{name: value.numpy() for name, value in inputs.items()})['logits']
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=LOGITS)
+
+
 @pytest.mark.parametrize('name', SEGMENTORS)
 def test_segmentor(name, tmp_path):
     cfg = reduced_config(name)
@@ -109,3 +135,26 @@ def test_detector(name, tmp_path):
         np.testing.assert_array_equal(found.labels, golden['final_label'])
         np.testing.assert_allclose(found.bboxes, golden['final_box_xyxy'], rtol=0, atol=PIXEL)
         np.testing.assert_allclose(found.scores, golden['final_score'], rtol=0, atol=SCORE)
+
+
+def test_package_of_torchinductor(tmp_path):
+    cfg = classifier_config('cls_t_like')
+    cfg.model.backbone.update(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8])
+    cfg.model.neck.update(in_channels=128, out_channels=192)
+    cfg.model.head.in_channels = 192
+    model = with_golden_weights(build_classifier(cfg)).eval()
+    shape = (64, 96)
+    x = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(x, mode='tensor')
+    form = make_form(model, cfg, preprocess=False)
+    write_pt2(
+        trace(form, shape),
+        form,
+        tmp_path / 'model.pt2',
+        describe(form, cfg, META, shape),
+        Options(),
+    )
+    predictor = load(tmp_path / 'model.pt2')
+    assert META.items() <= predictor.metadata.items()
+    np.testing.assert_allclose(predictor.run(image=x.numpy())['logits'], expected, atol=LOGITS)
