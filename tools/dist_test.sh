@@ -6,7 +6,8 @@ CONFIG=$1
 CHECKPOINT=$2
 GPUS=$3
 
-torchrun \
+# exec: signals reach torchrun.
+exec torchrun \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \

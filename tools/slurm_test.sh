@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Usage: [GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5 SRUN_ARGS=""]
+# Usage: [GPUS=8 GPUS_PER_NODE=8 GRES=gpu:8 CPUS_PER_TASK=5 SRUN_ARGS=""]
 #        slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [OPTIONS]
 set -euo pipefail
 PARTITION=$1
@@ -12,7 +12,7 @@ GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 # shellcheck disable=SC2086
 srun -p "$PARTITION" \
     --job-name="$JOB_NAME" \
-    --gres=gpu:"$GPUS_PER_NODE" \
+    --gres="${GRES:-gpu:$GPUS_PER_NODE}" \
     --ntasks="${GPUS:-8}" \
     --ntasks-per-node="$GPUS_PER_NODE" \
     --cpus-per-task="${CPUS_PER_TASK:-5}" \

@@ -98,9 +98,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cfg.launcher = args.launcher
     if 'test_dataloader' not in cfg:
         raise UserError(f'config {args.config} has no test_dataloader: it cannot be tested')
+    cfg.pop('shard', None)
     if is_exported(args.checkpoint):
         put_exported(cfg, args.checkpoint)
-    elif '://' not in args.checkpoint and not osp.isfile(args.checkpoint):
+    elif '://' not in args.checkpoint and not osp.exists(args.checkpoint):
         raise UserError(f'checkpoint {args.checkpoint} does not exist')
     cfg.load_from = None if is_exported(args.checkpoint) else args.checkpoint
     cfg.resume = False

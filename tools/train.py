@@ -13,7 +13,12 @@ from internimage_mm.commands import (
     load_config,
     reports_user_errors,
 )
-from internimage_mm.training import InternImageRunner, latest_checkpoint
+from internimage_mm.training import (
+    InternImageRunner,
+    check_sharding,
+    enable_amp,
+    latest_checkpoint,
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -30,7 +35,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='go on from this checkpoint; without a name, from the newest complete one in the work '
         'dir, or from the beginning if there is none yet',
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='automatic mixed precision: bfloat16 if the device has it, else float16',
+    )
+    parser.add_argument(
+        '--shard',
+        action='store_true',
+        help='divide parameters, gradients and optimizer state among the processes',
+    )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
@@ -49,16 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     cfg.launcher = args.launcher
     if 'train_dataloader' not in cfg:
         raise UserError(f'config {args.config} has no train_dataloader: it cannot be trained')
-    if args.amp:
-        if get_device() == 'cpu':
-            raise UserError('--amp needs a GPU: mmengine has no mixed precision on the CPU')
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    elif cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise UserError(
-            f'{args.config} trains with mixed precision, which mmengine has not on the CPU; there, '
-            'add --cfg-options optim_wrapper.type=OptimWrapper'
-        )
+    # The float16 of some configs needs a GPU.
+    if args.amp or (cfg.optim_wrapper.get('type') == 'AmpOptimWrapper' and get_device() == 'cpu'):
+        enable_amp(cfg.optim_wrapper)
+    if args.shard or cfg.get('shard'):
+        cfg.shard = True
+        check_sharding(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(

@@ -9,10 +9,15 @@ from urllib.error import URLError
 from urllib.parse import urlparse
 
 import torch
+import torch.distributed.checkpoint as dcp
 from mmengine.dist import barrier
 from mmengine.fileio import get_local_path
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from .allowed_types import ALLOWED
+
+TRAINING_STATE = 'training_state.pth'
+"""In the folder of a sharded training's checkpoint, the file with all but the tensors."""
 
 
 class CheckpointError(ValueError):
@@ -29,7 +34,8 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', mmap: bool = False) ->
     Args:
         path: A local file, an ``http(s)`` address (kept in the cache of ``torch.hub``), or an
             address of another mmengine file backend. ``.safetensors`` files need the
-            ``safetensors`` package.
+            ``safetensors`` package. Of the folder that a sharded training saves, the weights are
+            read and the optimizer state is not.
         map_location: As of :func:`torch.load`. Default: ``'cpu'``.
         mmap: Leave the tensors in the file until they are used. Not for files that may be changed
             meanwhile. Without effect on files of PyTorch before 1.6. Default: False.
@@ -71,6 +77,8 @@ def _download(url: str) -> str:
 def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
     if not osp.exists(path):
         raise CheckpointNotFoundError(f'checkpoint {name} does not exist')
+    if osp.isfile(osp.join(path, TRAINING_STATE)):
+        return _read_sharded(path)
     if not osp.isfile(path):
         raise CheckpointError(f'checkpoint {name} is a directory or device; a file is needed')
     if name != path:
@@ -87,6 +95,24 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
         checkpoint = _read_torch(path, name, map_location, mmap and zipfile.is_zipfile(path))
     check_names(checkpoint, name)
     return checkpoint
+
+
+def _read_sharded(folder: str) -> dict:
+    checkpoint = _read_file(osp.join(folder, TRAINING_STATE), folder, 'cpu', mmap=False)
+    try:
+        tensors = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        weights = {
+            name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+            for name, tensor in tensors.items()
+            if name.startswith('state_dict.') and isinstance(tensor, TensorStorageMetadata)
+        }
+        dcp.load(weights, checkpoint_id=folder, no_dist=True)
+    except (dcp.CheckpointException, OSError) as error:
+        raise CheckpointError(f'{folder} is incomplete: {error}') from error
+    return {
+        **checkpoint,
+        'state_dict': {name.removeprefix('state_dict.'): t for name, t in weights.items()},
+    }
 
 
 def check_names(state_dict: Any, source: str) -> None:

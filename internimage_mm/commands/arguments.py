@@ -5,9 +5,11 @@ import os
 from typing import Any
 
 from mmengine.config import DictAction
-from mmengine.device import get_device
 
 from ..errors import UserError
+
+# Where a launcher notes which process this is.
+_RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 class ConfigOptions(DictAction):
@@ -47,11 +49,12 @@ def check_launcher(args: argparse.Namespace) -> None:
     """Note the local rank for mmengine.
 
     Raises:
-        UserError: A distributed run on a machine without GPU.
+        UserError: The launcher has not started this process.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if args.launcher != 'none' and get_device() == 'cpu':
+    rank = _RANK.get(args.launcher)
+    if rank is not None and rank not in os.environ:
         raise UserError(
-            f'--launcher {args.launcher} needs a GPU for each process, which mmengine binds it to; '
-            'on the CPU start one process with --launcher none'
+            f'--launcher {args.launcher}: it has not started this process, there is no {rank} in '
+            'the environment; bash tools/dist_train.sh CONFIG 2 starts two with torchrun'
         )

@@ -36,7 +36,7 @@ _LIBRARIES = {
 _READ = {
     *inspect.signature(Runner).parameters,
     *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters'),
-    *('model_wrapper_cfg', 'sync_bn', 'test_with_tta', 'tta_model', 'tta_pipeline'),
+    *('model_wrapper_cfg', 'shard', 'sync_bn', 'test_with_tta', 'tta_model', 'tta_pipeline'),
 }
 # What builds the parts of a config that a user sets.
 _REGISTRIES = (MODELS, DATASETS, TRANSFORMS, HOOKS, OPTIMIZERS, PARAM_SCHEDULERS, LOOPS, METRICS)

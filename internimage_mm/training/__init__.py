@@ -1,7 +1,15 @@
 """The runner of the tools, and the checkpoints that it writes."""
 
+from .amp import enable_amp
 from .model import build_model
 from .resume import latest_checkpoint
 from .runner import InternImageRunner
+from .sharding import check_sharding
 
-__all__ = ['InternImageRunner', 'build_model', 'latest_checkpoint']
+__all__ = [
+    'InternImageRunner',
+    'build_model',
+    'check_sharding',
+    'enable_amp',
+    'latest_checkpoint',
+]

@@ -37,6 +37,8 @@ class SaveThenRemoveHook(CheckpointHook):
             path = self.file_backend.join_path(self.out_dir, outdated)
             if is_main_process() and self.file_backend.isfile(path):
                 self.file_backend.remove(path)
+            elif is_main_process() and self.file_backend.isdir(path):  # of a sharded training
+                self.file_backend.rmtree(path)
         runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
 
 
@@ -60,11 +62,12 @@ def latest_checkpoint(work_dir: str) -> str | None:
         folders.add(Path(target).parent)
     for folder in folders:
         candidates.update(folder.glob('epoch_*.pth'), folder.glob('iter_*.pth'))
-    candidates = {path for path in candidates if path.is_file()}
+    candidates = {path for path in candidates if path.exists()}
     incomplete = []
     for path in sorted(candidates, key=lambda p: p.stat().st_mtime_ns, reverse=True):
-        # PyTorch writes a zip file, whose table of contents comes last.
-        if zipfile.is_zipfile(path):
+        # PyTorch writes a zip file, whose table of contents comes last. The folder of a sharded
+        # training gets its name when it is complete.
+        if path.is_dir() or zipfile.is_zipfile(path):
             return str(path)
         print_log(f'{path} is truncated; trying the one before it', level=logging.WARNING)
         incomplete.append(path)

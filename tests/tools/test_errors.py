@@ -83,10 +83,8 @@ MISTAKES = [
      'DINO cannot be counted'),
     # Options.
     ('test {segmentor} {trained} --tta', '--tta needs tta_pipeline in the config {segmentor}'),
-    ('train {detector} --amp', '--amp needs a GPU'),
-    (f'train {CLASSIFIER}', 'mixed precision ... optim_wrapper.type=OptimWrapper'),
-    ('train {detector} --launcher slurm', '--launcher slurm needs a GPU for each process'),
-    ('test {detector} x.pth --launcher pytorch', '--launcher pytorch needs a GPU'),
+    ('train {detector} --launcher slurm', '--launcher slurm: it has not started this process'),
+    ('test {detector} x.pth --launcher pytorch', 'there is no RANK in the environment'),
     ('train {detector} --auto-scale-lr', 'needs auto_scale_lr=dict(base_batch_size=...)'),
     # Data.
     ('train {detector} train_dataloader.dataset.data_root=mini_coco',
@@ -139,8 +137,6 @@ MISTAKES = [
 
 @pytest.mark.parametrize(('command', 'expected'), MISTAKES)
 def test_mistake(places, monkeypatch, command, expected):
-    for module in ('mmengine.device', 'internimage_mm.commands.arguments'):
-        monkeypatch.setattr(f'{module}.get_device', lambda: 'cpu')
     monkeypatch.chdir(places['folder'])
     words = command.format(**places).split()
     options = [word for word in words if '=' in word]

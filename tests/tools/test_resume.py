@@ -1,5 +1,6 @@
 """A training killed with SIGKILL goes on from the newest complete checkpoint."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -7,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
 
 from internimage_mm.commands import load_config
 from internimage_mm.training import InternImageRunner
@@ -179,6 +181,43 @@ def test_checkpoints_of_epochs_in_another_folder(tmp_path, detector_config):
     )
     assert checkpoint(saved / 'epoch_3.pth')['meta']['epoch'] == 3
     assert checkpoint(saved / 'epoch_3.pth')['meta']['iter'] == 12
+
+
+class TerminateHook(Hook):
+    """Sends SIGTERM to this process in the middle of the second epoch."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Of all regions, none is drawn at random.
+TERMINATED = (
+    EPOCHS.replace("out_dir='{out_dir}', max_keep_ckpts=1, save_best='auto'", '')
+    + """
+custom_hooks = [dict(type='TerminateHook')]
+sampler = dict(num=100000)
+model = dict(train_cfg=dict(rpn=dict(sampler=sampler), rcnn=dict(sampler=sampler)))
+"""
+)
+
+
+def test_sigterm_in_the_middle_of_an_epoch(tmp_path, monkeypatch, detector_config):
+    monkeypatch.setitem(HOOKS.module_dict, 'TerminateHook', TerminateHook)
+    config, interrupted, whole = (tmp_path / name for name in ('c.py', 'interrupted', 'whole'))
+    config.write_text(TERMINATED.format(base=detector_config))
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool('train', config, '--work-dir', interrupted)
+    assert exit_info.value.code == 128 + signal.SIGTERM
+    assert names(interrupted) == ['epoch_1.pth', 'iter_6.pth']
+    options = ['custom_hooks=[]']
+    run_tool('train', config, '--work-dir', interrupted, '--resume', options=options)
+    run_tool('train', config, '--work-dir', whole, options=options)
+    found, expected = (
+        checkpoint(folder / 'epoch_2.pth')['message_hub']['log_scalars']['train/loss'].data[0]
+        for folder in (interrupted, whole)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_checkpoint_hook_that_is_switched_off_or_an_instance(tmp_path, segmentor_config):
