@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -71,3 +72,31 @@ def load_package(file: str | Path) -> tuple[Callable, dict[str, str]]:
     """
     package = _inductor('aoti_load_package')(str(file))
     return package, package.get_metadata()
+
+
+try:
+    from torch._subclasses import FakeTensorMode
+except ImportError:
+    FakeTensorMode = None  # type: ignore[assignment,misc]
+
+try:
+    from torch.utils._python_dispatch import TorchDispatchMode
+except ImportError:
+    AllocationMode = None
+else:
+
+    class AllocationMode(TorchDispatchMode):  # type: ignore[no-redef]
+        """Calls a function with each tensor that an operator returns, while it is entered."""
+
+        def __init__(self, returned: Callable[[torch.Tensor], None]) -> None:
+            super().__init__()
+            self.returned = returned
+
+        def __torch_dispatch__(
+            self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (list, tuple)) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    self.returned(tensor)
+            return out

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 
 from ops_dcnv3.modules import DCNv3
 
+from .without_values import run_without_values
+
 _NUM_BOXES, _NUM_MASKS = 1000, 100
 
 
@@ -50,8 +52,14 @@ def count_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
         if rule is not None:
             hook = functools.partial(_add, counts, name.split('.')[0], rule)
             handles.append(module.register_forward_hook(hook))
+    if hasattr(model, 'encoder'):
+        raise ValueError(
+            f'{type(model).__name__} cannot be counted: the release publishes no FLOPs of DINO'
+        )
     try:
-        _forward(model, torch.empty(1, 3, height, width, device='meta'))
+        run_without_values(
+            model, torch.empty(1, 3, height, width, device='meta'), _NUM_BOXES, _NUM_MASKS
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -60,71 +68,6 @@ def count_flops(model: nn.Module, height: int, width: int) -> dict[str, int]:
 
 def _add(counts: dict[str, int], part: str, rule: Callable, module, inputs, output) -> None:
     counts[part] += rule(module, inputs[0], output)
-
-
-def _forward(model: Any, images: Tensor) -> None:
-    """What inference computes, without the parts that need values (proposals, sampling)."""
-    if hasattr(model, 'roi_head'):
-        feats = model.extract_feat(images)
-        model.rpn_head(feats)
-        _regions(model.roi_head.bbox_head, model.roi_head.bbox_roi_extractor, _NUM_BOXES)
-        if model.roi_head.with_mask:
-            _regions(model.roi_head.mask_head, model.roi_head.mask_roi_extractor, _NUM_MASKS)
-    elif hasattr(model, 'decode_head'):
-        feats = model.extract_feat(images)
-        if hasattr(model.decode_head, 'pixel_decoder'):
-            decoder = model.decode_head.pixel_decoder
-            decoder.forward = functools.partial(_pixel_decoder, decoder)
-            try:
-                model.decode_head(feats, [None] * len(images))
-            finally:
-                del decoder.forward
-        else:
-            model.decode_head(feats)
-    elif hasattr(model, 'extract_feat') and hasattr(model, 'head'):
-        model.head(model.extract_feat(images))
-    else:
-        raise ValueError(
-            f'{type(model).__name__} cannot be counted: known are detectors with regions of '
-            'interest (Mask R-CNN, Cascade), segmentors and classifiers. The release publishes no '
-            'FLOPs of DINO'
-        )
-
-
-def _regions(heads: Any, extractors: Any, number: int) -> None:
-    many = isinstance(heads, nn.ModuleList)
-    pairs = zip(heads, extractors, strict=True) if many else [(heads, extractors)]
-    for head, extractor in pairs:
-        size = extractor.roi_layers[0].output_size
-        shape = (
-            number,
-            extractor.out_channels,
-            *(size if isinstance(size, tuple) else (size,) * 2),
-        )
-        head(torch.empty(shape, device='meta'))
-
-
-def _pixel_decoder(decoder: Any, feats: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The layers of Mask2Former's pixel decoder; mmdet's forward reads sizes from tensors."""
-    levels = [
-        conv(feats[decoder.num_input_levels - 1 - i]) for i, conv in enumerate(decoder.input_convs)
-    ]
-    tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
-    for layer in decoder.encoder.layers:
-        attention = layer.self_attn
-        attention.sampling_offsets(tokens)
-        attention.attention_weights(tokens)
-        tokens = layer.norms[0](attention.output_proj(attention.value_proj(tokens)))
-        tokens = layer.norms[1](layer.ffn(tokens))
-    parts = tokens.split([level[0, 0].numel() for level in levels], dim=1)
-    outputs = [
-        part.transpose(1, 2).reshape(level.shape) for part, level in zip(parts, levels, strict=True)
-    ]
-    for i in reversed(range(decoder.num_input_levels - decoder.num_encoder_levels)):
-        lateral = decoder.lateral_convs[i](feats[i])
-        up = nn.functional.interpolate(outputs[-1], lateral.shape[-2:], mode='bilinear')
-        outputs.append(decoder.output_convs[i](lateral + up))
-    return decoder.mask_feature(outputs[-1]), outputs[: decoder.num_outs]
 
 
 def _conv(module: nn.Conv2d, x: Tensor, output: Tensor) -> int:

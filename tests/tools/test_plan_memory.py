@@ -1,0 +1,91 @@
+"""The planned memory of a step against what PyTorch's profiler saw of a real one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.structures import InstanceData, PixelData
+from torch.profiler import ProfilerActivity, profile
+
+from internimage_mm.training import build_model
+from internimage_mm.training.memory import StepMemory, measure_step
+from ops_dcnv3.fast_cpu import use_fast_cpu
+
+from .conftest import load_tool
+
+SIZE = (192, 256)
+
+
+def detection_sample():
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+
+    boxes = torch.tensor([[10.0, 10, 150, 90], [50, 60, 200, 160]])
+    instances = InstanceData(bboxes=boxes, labels=torch.tensor([0, 1]))
+    instances.masks = BitmapMasks(np.ones((2, *SIZE), dtype=np.uint8), *SIZE)
+    metainfo = dict(img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE, batch_input_shape=SIZE)
+    return DetDataSample(gt_instances=instances, metainfo=metainfo)
+
+
+def segmentation_sample():
+    from mmseg.structures import SegDataSample
+
+    labels = PixelData(data=torch.zeros(1, *SIZE, dtype=torch.long))
+    return SegDataSample(gt_sem_seg=labels, metainfo=dict(img_shape=SIZE))
+
+
+def measured_peak(cfg, sample, trace):
+    """Most bytes that a forward and a backward pass had allocated at a time."""
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    images = torch.rand(2, 3, *SIZE)
+    with (
+        use_fast_cpu(False),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
+        losses = model(images, [sample(), sample()], mode='loss')
+        model.parse_losses(losses)[0].backward()
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())['traceEvents'] if e['name'] == '[memory]']
+    return np.cumsum([event['args']['Bytes'] for event in events]).max()
+
+
+@pytest.mark.parametrize('recompute', [False, True])
+@pytest.mark.parametrize(
+    ('kind', 'sample'), [('detector', detection_sample), ('segmentor', segmentation_sample)]
+)
+def test_peak_of_a_step(request, tmp_path, kind, sample, recompute):
+    cfg = Config.fromfile(request.getfixturevalue(f'{kind}_config'))
+    # Enough blocks that the backbone has most of the memory, as in every model of the release.
+    cfg.model.backbone.update(depths=[3, 3, 6, 2], with_cp=recompute)
+    if kind == 'detector':
+        cfg.model.train_cfg.rcnn.sampler.num = 8  # of which the two objects are the positive part
+    planned = measure_step(cfg, 2, *SIZE, amp=False, recompute=recompute).step_peak
+    measured = measured_peak(cfg, sample, tmp_path / 'trace.json')
+    # Observed from Python, gradients are not added in place: too much, if recomputed.
+    assert 0.9 * measured < planned < (1.15 if recompute else 1.1) * measured
+
+
+def test_shares():
+    step = StepMemory(
+        parameters=800, trained=800, states=1600, activations=50, step_peak=850, gathered=10
+    )
+    assert step.peak(1, shard=False) == 800 + 1600 + 850
+    assert step.peak(8, shard=False) == 800 + 1600 + 850 + 800
+    assert step.peak(8, shard=True) == (800 + 800 + 1600) / 8 + 2 * 10 + 50
+
+
+def test_command_for_the_least_setting(capsys, segmentor_config):
+    tool = load_tool('plan_memory')
+    tool.main([str(segmentor_config), '--gpus', '2', '--memory', '80', '--batch', '4'])
+    expected = f'fits: bash tools/dist_train.sh {segmentor_config} 2 --cfg-options train_dataloader'
+    assert expected in capsys.readouterr().out
+
+
+def test_nothing_fits(segmentor_config):
+    tool = load_tool('plan_memory')
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main([str(segmentor_config), '--memory', '1'])
+    assert 'no setting fits into 1 GiB' in exit_info.value.code
