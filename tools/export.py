@@ -1,10 +1,12 @@
 """Exports a detector, segmentor or classifier to a file that other runtimes run, and checks it."""
 
 import argparse
+import logging
 import os
 import os.path as osp
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import cv2
@@ -19,7 +21,7 @@ from internimage_mm.commands import (
 )
 from internimage_mm.commands.inference import check_scope, infer, load_model
 from internimage_mm.deploy.compare import compare
-from internimage_mm.deploy.export import EXAMPLE, FORMATS, describe, make_form, trace
+from internimage_mm.deploy.export import EXAMPLE, FORMATS, Options, describe, make_form, trace
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -75,7 +77,7 @@ class Steps:
 @reports_user_errors
 def main(argv: list[str] | None = None) -> dict[str, str]:
     args = parse_args(argv)
-    export = FORMATS[args.to]
+    export, options = FORMATS[args.to], Options(args.opset, args.fp16, args.grid_sample)
     if not args.out.endswith(export.suffix):
         raise UserError(f'--out {args.out} must end in {export.suffix} for --to {args.to}')
     if args.shape and any(n % 32 or n < 64 for n in args.shape):
@@ -86,11 +88,14 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
     try:
-        export.check(args)
+        export.check(options)
     except ImportError as error:
         raise UserError(f'--to {args.to} needs more: {error} (internimage-mm[deploy])') from error
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
+    # What PyTorch's exporter says about itself.
+    warnings.simplefilter('ignore', FutureWarning)
+    logging.getLogger('onnxscript').setLevel(logging.ERROR)
     steps = Steps()
     model = load_model(cfg, args.checkpoint)
     steps.done('checkpoint loaded')
@@ -105,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         program = trace(form, args.shape)
         steps.done('traced')
         description = describe(form, cfg, model.dataset_meta, args.shape)
-        export.write(program, form, Path(args.out), description, args)
+        export.write(program, form, Path(args.out), description, options)
         del model, form, program
         steps.done(f'{args.out} written, {os.path.getsize(args.out) / 2**20:.0f} MiB')
         try:
