@@ -40,7 +40,7 @@ demo: $(VENV)/package.stamp
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/package.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: $(VENV)/package.stamp
 	$(BIN)/python -m pytest -q $(QUICK)
