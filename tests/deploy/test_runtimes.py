@@ -39,7 +39,8 @@ from internimage_mm.deploy.exported import use_exported
 ALL = os.environ.get('GOLDEN_EXPORTS') == 'all'
 CLASSIFIERS = VARIANTS if ALL else ['cls_t_like']
 SEGMENTORS = CASES if ALL else ['segformer_l_like']
-DETECTORS = list(CONFIGS) if ALL else ['cascade_l_like']
+# Not dino_t, whose 900 queries are ranked by scores closer than rounding (tests/det).
+DETECTORS = [name for name in CONFIGS if name != 'dino_t'] if ALL else ['cascade_l_like']
 LOGITS = 1e-4
 PIXELS = 1e-4
 PIXEL, SCORE = 0.05, 1e-4

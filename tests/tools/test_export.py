@@ -75,10 +75,11 @@ def test_exported_detector(detector, detector_config, mini_coco, tmp_path):
 
 
 def test_exported_segmentor(segmentor_config, mini_ade20k, tmp_path):
-    """For any size, in OpenVINO."""
+    """In OpenVINO."""
     checkpoint, file = tmp_path / 'official.pth', tmp_path / 'segmentor.xml'
     official(segmentor_config, checkpoint)
-    run_tool('export', segmentor_config, checkpoint, '--out', file, '--to', 'openvino')
+    options = ('--to', 'openvino', '--shape', 64, 64)
+    run_tool('export', segmentor_config, checkpoint, '--out', file, *options)
     results = [
         predictions(segmentor_config, x, tmp_path / x.suffix[1:]) for x in (checkpoint, file)
     ]
