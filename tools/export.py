@@ -15,6 +15,7 @@ import numpy as np
 from internimage_mm.commands import (
     UserError,
     add_config_options,
+    check_folder,
     check_output,
     load_config,
     reports_user_errors,
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     if args.verify and cv2.imread(args.verify) is None:
         raise UserError(f'--verify {args.verify} is no image that OpenCV can read')
     check_output(args.out)
+    check_folder(osp.dirname(args.out))
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
     try:
@@ -110,6 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         program = trace(form, args.shape)
         steps.done('traced')
         description = describe(form, cfg, model.dataset_meta, args.shape)
+        os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
         export.write(program, form, Path(args.out), description, options)
         del model, form, program
         steps.done(f'{args.out} written, {os.path.getsize(args.out) / 2**20:.0f} MiB')

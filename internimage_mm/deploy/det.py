@@ -25,7 +25,7 @@ from .attention import replace_attention, sizes_as_tensor
 from .exported import ExportedModel
 from .forms import Form
 
-# ---- operators that torch.export keeps whole; operators.py has them in ONNX ---------------------
+# ---- operators that torch.export keeps whole; onnx_operators.py has them in ONNX ----------------
 
 
 @torch.library.custom_op('internimage_mm::nms', mutates_args=())

@@ -69,10 +69,12 @@ class ExportedSegmentor(ExportedModel, EncoderDecoder):
         self.out_channels = len(self.predictor.metadata['classes'])
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        height, width = inputs.shape[2:]
         scores = self.run(image=inputs)['scores']
-        return resize(
-            scores, size=inputs.shape[2:], mode='bilinear', align_corners=self.align_corners
-        )
+        # An image smaller than that of the exported model was padded.
+        size = self.predictor.metadata['shape'] or (height, width)
+        scores = resize(scores, size=size, mode='bilinear', align_corners=self.align_corners)
+        return scores[:, :, :height, :width]
 
 
 form_of = Segmentor

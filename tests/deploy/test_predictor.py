@@ -10,9 +10,16 @@ from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData
 from PIL import Image
 
-from internimage_mm.deploy import load
+from internimage_mm.deploy import exported, load
 from internimage_mm.deploy.det import form_of, paste
-from internimage_mm.deploy.predictor import STEPS, best_class, paste_masks, resize_as_pillow
+from internimage_mm.deploy.predictor import (
+    STEPS,
+    Predictor,
+    best_class,
+    paste_masks,
+    resize_as_pillow,
+)
+from internimage_mm.deploy.seg import ExportedSegmentor
 
 SIZES = [(97, 131), (240, 320), (333, 500), (500, 333)]
 PICTURES = [np.random.default_rng(0).integers(0, 256, (*s, 3), np.uint8) for s in SIZES]
@@ -76,6 +83,18 @@ def test_best_class_of_resized_scores():
     expected = resize(full, (123, 201), mode='bilinear')[0].argmax(0).numpy()
     labels = best_class(scores.numpy(), (96, 160), (90, 150), (123, 201))
     assert (labels != expected).mean() < 1e-3
+
+
+def test_image_smaller_than_that_of_an_exported_segmentor(monkeypatch):
+    """Is padded, and the padding is cut off again."""
+    metadata = dict(inputs=['image'], shape=[64, 96], preprocess=False, classes='abc', divisor=1)
+    predictor = Predictor(lambda arrays: {'scores': arrays['image'][..., ::4, ::4]}, metadata)
+    monkeypatch.setattr(exported, '_open', lambda file: predictor)
+    model = ExportedSegmentor('x.onnx', dict(type='mmseg.SegDataPreProcessor'), {}, False)
+    image = torch.rand(1, 3, 40, 72, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(image, (0, 24, 0, 24))
+    expected = model.encode_decode(padded, [])[:, :, :40, :72]
+    assert torch.equal(model.encode_decode(image, []), expected)
 
 
 def test_files_that_are_not_ours(tmp_path):

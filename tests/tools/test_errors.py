@@ -131,6 +131,7 @@ MISTAKES = [
     ('test {segmentor} {trained} --out fifo.pkl', 'fifo.pkl cannot be written: it exists and'),
     ('test {segmentor} {trained} --show-dir fifo/a', 'fifo/a cannot be a folder: fifo exists'),
     ('test {segmentor} {trained} --work-dir fifo', 'fifo cannot be a folder: fifo exists'),
+    ('export {segmentor} {trained} --out fifo/a.onnx', 'fifo cannot be a folder: fifo exists'),
     ('train {segmentor} --work-dir fifo/a', 'fifo/a cannot be a folder: fifo exists and is none'),
 ]  # fmt: skip
 
