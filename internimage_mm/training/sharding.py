@@ -171,10 +171,17 @@ def load_sharded(folder: str, model: nn.Module, optimizer: Optimizer) -> dict[st
     training_state = read_checkpoint(osp.join(folder, TRAINING_STATE))
     weights, state = get_state_dict(model, optimizer)
     try:
-        dcp.load({'state_dict': weights, 'optimizer': state}, checkpoint_id=folder)
+        saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        if stepped := any(name.startswith('optimizer.state.') for name in saved):
+            dcp.load({'state_dict': weights, 'optimizer': state}, checkpoint_id=folder)
+        else:  # gradients were accumulated, and no step was made yet
+            groups = {'param_groups': state['param_groups']}
+            dcp.load({'state_dict': weights, 'optimizer': groups}, checkpoint_id=folder)
     except (dcp.CheckpointException, RuntimeError, OSError) as error:
         raise CheckpointError(f'{folder} cannot be resumed from: {_reason(error)}') from error
     set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    if not stepped:
+        optimizer.state.clear()
     return training_state
 
 
