@@ -43,8 +43,8 @@ def match(expected: Any, actual: Any, limit: float = 1.0) -> tuple[Tensor, Tenso
     far = torch.cdist(expected.bboxes.cpu(), actual.bboxes.cpu(), p=float('inf'))
     far[expected.labels.cpu()[:, None] != actual.labels.cpu()] = float('inf')
     pairs = []
-    while far.numel() and (nearest := far.argmin()) is not None and far.min() < limit:
-        i, j = divmod(int(nearest), far.shape[1])
+    while far.numel() and far.min() < limit:
+        i, j = divmod(int(far.argmin()), far.shape[1])
         pairs.append((i, j))
         far[i], far[:, j] = float('inf'), float('inf')
     index = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

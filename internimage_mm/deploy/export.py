@@ -37,8 +37,10 @@ def make_form(model: nn.Module, cfg: Config, preprocess: bool, paste_masks: bool
         paste_masks: Whether instance masks are pasted into the whole image.
 
     Raises:
-        ValueError: The model is of a family that cannot be exported.
+        ValueError: The model is of a family that cannot be exported, or has no masks to paste.
     """
+    if paste_masks and not getattr(model, 'with_mask', False):
+        raise ValueError('paste_masks needs a detector with a mask head')
     room = importlib.import_module(f'{__package__}.{ROOMS[cfg.default_scope]}')
     settings = preprocessor_of(cfg) if preprocess else None
     options = {'paste_masks': True} if paste_masks else {}

@@ -132,6 +132,8 @@ MISTAKES = [
     ('test {segmentor} {trained} --show-dir fifo/a', 'fifo/a cannot be a folder: fifo exists'),
     ('test {segmentor} {trained} --work-dir fifo', 'fifo cannot be a folder: fifo exists'),
     ('export {segmentor} {trained} --out fifo/a.onnx', 'fifo cannot be a folder: fifo exists'),
+    ('export {segmentor} {trained} --out a.onnx --paste-masks',
+     'paste_masks needs a detector with a mask head'),
     ('train {segmentor} --work-dir fifo/a', 'fifo/a cannot be a folder: fifo exists and is none'),
 ]  # fmt: skip
 
