@@ -55,7 +55,7 @@ def check_opset(version: int) -> None:
     if version < OPERATORS[_operator]:
         raise ValueError(
             f'{_operator} needs ONNX opset {OPERATORS[_operator]} or later, got {version}; '
-            'give opset_version=20, or select GridSample by ops_dcnv3.onnx.use_operator'
+            f'GridSample, the other form, needs {OPERATORS["GridSample"]}'
         )
 
 

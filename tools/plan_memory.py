@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> dict[tuple, StepMemory]:
         f'{height}x{width} per GPU'
     )
     table = Table(title=f'Peak of each of {args.gpus} GPUs, GiB')
-    for column in ('bf16', 'recomputed', 'activations', 'whole model', 'with --shard'):
+    for column in ('--amp', 'with_cp', 'activations', 'whole model', 'with --shard'):
         table.add_column(column, justify='right')
     for (amp, recompute), step in steps.items():
         peaks = (step.peak(args.gpus, shard) for shard in (False, True))

@@ -56,9 +56,14 @@ def _(boxes, scores, threshold, max_boxes):
 
 @torch.library.custom_op('internimage_mm::roi_align', mutates_args=())
 def roi_align(
-    maps: Sequence[Tensor], boxes: Tensor, levels: Tensor, scales: Sequence[float], size: int
+    maps: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    scales: Sequence[float],
+    size: int,
+    samples: int,
 ) -> Tensor:
-    """RoIAlign of one image, aligned, with as many samples as a box has pixels, of several maps.
+    """RoIAlign of one image, aligned, of several maps.
 
     Args:
         maps: Features (1, C, h, w) of each level.
@@ -66,6 +71,7 @@ def roi_align(
         levels: From which map each box is taken, (R,).
         scales: Pixels of a map by pixels of the image.
         size: S, cells of a side.
+        samples: Samples along a side of a cell; 0: as many as it has pixels.
 
     Returns:
         (R, C, S, S).
@@ -75,12 +81,12 @@ def roi_align(
     for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
         here = (levels == level).nonzero().flatten()
         if len(here):
-            features[here] = mmcv_roi_align(x, rois[here], size, scale, 0, 'avg', True)
+            features[here] = mmcv_roi_align(x, rois[here], size, scale, samples, 'avg', True)
     return features
 
 
 @roi_align.register_fake
-def _(maps, boxes, levels, scales, size):
+def _(maps, boxes, levels, scales, size, samples):
     return maps[0].new_empty((boxes.shape[0], maps[0].shape[1], size, size))
 
 
@@ -255,11 +261,12 @@ def extract(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """RoI features as mmdet's ``SingleRoIExtractor`` takes them."""
     layers = extractor.roi_layers
     maps = maps[: len(layers)]
-    if any((x.sampling_ratio, x.pool_mode, x.aligned) != (0, 'avg', True) for x in layers):
-        raise ValueError('only RoIAlign with sampling_ratio=0, avg and aligned can be exported')
+    if any((x.pool_mode, x.aligned) != ('avg', True) for x in layers):
+        raise ValueError('only RoIAlign with pool_mode=avg and aligned=True can be exported')
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(maps))
     scales = [layer.spatial_scale for layer in layers]
-    return roi_align(list(maps), boxes, levels, scales, layers[0].output_size[0])
+    first = layers[0]
+    return roi_align(list(maps), boxes, levels, scales, first.output_size[0], first.sampling_ratio)
 
 
 def paste(masks: Tensor, boxes: Tensor, image: Tensor, threshold: float = 0.5) -> Tensor:

@@ -21,7 +21,9 @@ def nms(boxes, scores, threshold: float, max_boxes: int):
 
 
 @torch_op('internimage_mm::roi_align', trace_only=True)
-def roi_align(maps: Sequence[TTensor], boxes, levels, scales: Sequence[float], size: int):
+def roi_align(
+    maps: Sequence[TTensor], boxes, levels, scales: Sequence[float], size: int, samples: int
+):
     features, order = [], []
     for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
         here = op.Reshape(op.NonZero(op.Equal(levels, level)), [-1])
@@ -35,7 +37,7 @@ def roi_align(maps: Sequence[TTensor], boxes, levels, scales: Sequence[float], s
                 mode='avg',
                 output_height=size,
                 output_width=size,
-                sampling_ratio=0,
+                sampling_ratio=samples,
                 spatial_scale=scale,
             )
         )

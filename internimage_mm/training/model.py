@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,7 +61,7 @@ def build_model(cfg: Config) -> nn.Module:
     """
     if scope := cfg.get('default_scope'):
         init_default_scope(scope)
-    model = cfg.model.copy()
+    model = copy.deepcopy(cfg.model)  # mmdet's DINO writes into it
     if preprocessor := cfg.get('data_preprocessor'):  # where mmpretrain's own configs have it
         model.setdefault('data_preprocessor', preprocessor)
     with reports_model_errors():

@@ -41,7 +41,7 @@ model = dict(
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=16),
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=16),
+        bbox_roi_extractor=dict(out_channels=16, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=16, fc_out_channels=32, num_classes={num_classes}),
         mask_roi_extractor=dict(out_channels=16),
         mask_head=dict(

@@ -14,6 +14,7 @@ from internimage_mm.training.memory import StepMemory, measure_step
 from ops_dcnv3.fast_cpu import use_fast_cpu
 
 from .conftest import load_tool
+from .test_inferencers import tiny_dino
 
 SIZE = (192, 256)
 
@@ -82,6 +83,12 @@ def test_command_for_the_least_setting(capsys, segmentor_config):
     tool.main([str(segmentor_config), '--gpus', '2', '--memory', '80', '--batch', '4'])
     expected = f'fits: bash tools/dist_train.sh {segmentor_config} 2 --cfg-options train_dataloader'
     assert expected in capsys.readouterr().out
+
+
+def test_dino_writes_into_its_config(detector_config):
+    cfg = tiny_dino(detector_config)
+    steps = [measure_step(cfg, 1, 64, 96, amp=False, recompute=False) for _ in range(2)]
+    assert steps[0] == steps[1]
 
 
 def test_nothing_fits(segmentor_config):
