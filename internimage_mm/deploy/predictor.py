@@ -92,10 +92,15 @@ def _open_pt2(file: str, threads: int | None) -> Opened:
         torch.set_num_threads(threads)
     try:
         package, metadata = load_package(file)
-    except RuntimeError:
+    except RuntimeError as error:
         # Perhaps the operators of two-stage detectors are missing, which mmcv computes.
-        from . import det  # noqa: F401
-
+        try:
+            from . import det  # noqa: F401
+        except ImportError as missing:
+            raise RuntimeError(
+                f'{file} cannot be opened: {error} (that of a two-stage detector needs mmdet and '
+                f'mmcv: {missing})'
+            ) from error
         package, metadata = load_package(file)
     text = metadata.get(KEY)
     names = json.loads(text)['outputs'] if text else []
