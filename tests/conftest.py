@@ -1,5 +1,6 @@
 import contextlib
 import os
+import sys
 
 import pytest
 import torch
@@ -7,6 +8,15 @@ import torch
 if not torch.cuda.is_available():
     # Before anything imports triton: its interpreter runs the Triton kernels on CPU tensors.
     os.environ.setdefault('TRITON_INTERPRET', '1')
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """The registry scope that one test sets must not reach the next one in its process."""
+    if 'mmengine.registry' in sys.modules:  # the operator's tests run without mmengine
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ block of the next level, and everything else the full rate.
 import pytest
 from backbones.helpers import tiny
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 
 DEPTHS = [2, 1, 12, 2]
@@ -54,17 +53,16 @@ def test_parameters_outside_the_backbone_belong_to_the_last_block():
 
 
 def test_layer_decay_of_mmpretrain():
-    with DefaultScope.overwrite_default_scope('mmpretrain'):  # another test may have set one
-        classifier = MODELS.build(
-            dict(
-                type='mmpretrain.ImageClassifier',
-                backbone=dict(
-                    **{'type': 'InternImage', 'channels': 16, 'groups': [1, 2, 4, 8]}, **SETTINGS
-                ),
-                neck=dict(type='mmpretrain.GlobalAveragePooling'),
-                head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=128),
-            )
+    classifier = MODELS.build(
+        dict(
+            type='mmpretrain.ImageClassifier',
+            backbone=dict(
+                **{'type': 'InternImage', 'channels': 16, 'groups': [1, 2, 4, 8]}, **SETTINGS
+            ),
+            neck=dict(type='mmpretrain.GlobalAveragePooling'),
+            head=dict(type='mmpretrain.LinearClsHead', num_classes=3, in_channels=128),
         )
+    )
     wrapper = build_optim_wrapper(
         classifier,
         dict(
