@@ -3,6 +3,7 @@
 # make test-quick  run a fast subset of the tests
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
+# make docs      write the documentation as a site, to site/
 # make clean     remove what was built and generated, except the environments
 #
 # Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
@@ -34,7 +35,7 @@ ifeq ($(wildcard requirements/$(STACK).txt),)
 $(error STACK must be classic or onedl, got $(STACK))
 endif
 
-.PHONY: demo test test-quick lint sanitize clean env
+.PHONY: demo test test-quick lint sanitize docs clean env
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python tools/demo.py
@@ -85,7 +86,16 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	$(BIN)/python -c 'import cv2, mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
 	@touch $@
 
+docs: .venv-docs/stamp
+	DISABLE_MKDOCS_2_WARNING=true .venv-docs/bin/mkdocs build --quiet
+
+# An environment of its own: the site needs neither torch nor mmcv.
+.venv-docs/stamp: requirements/docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet -r $<
+	@touch $@
+
 clean:
-	rm -rf build dist *.egg-info ops_dcnv3/*.so internimage_mm/.mim data/mini_coco data/mini_ade20k data/mini_imagenet work_dirs/demo
+	rm -rf build dist site *.egg-info ops_dcnv3/*.so internimage_mm/.mim data/mini_coco data/mini_ade20k data/mini_imagenet work_dirs/demo
 	rm -f .venv*/package.stamp
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

@@ -191,7 +191,10 @@ class Stage(nn.Module):
 
 @MODELS.register_module()
 class InternImage(BaseModule):
-    """InternImage backbone: (N, 3, H, W) to a tuple of (N, C * 2**i, H / 2**(i+2), W / 2**(i+2)).
+    """InternImage backbone.
+
+    Takes images (N, 3, H, W), returns a tuple with ``(N, C * 2**i, H / 2**(i+2), W / 2**(i+2))``
+    for each stage i of ``out_indices``.
 
     Takes the arguments of the official detection and segmentation backbone under the same names,
     so an official ``backbone=dict(...)`` can be pasted in. ``arch`` is a preset for most of them.
