@@ -87,7 +87,7 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	@touch $@
 
 docs: .venv-docs/stamp
-	DISABLE_MKDOCS_2_WARNING=true .venv-docs/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 # An environment of its own: the site needs neither torch nor mmcv.
 .venv-docs/stamp: requirements/docs.txt
