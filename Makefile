@@ -87,7 +87,7 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	@touch $@
 
 docs: .venv-docs/stamp
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
 
 # An environment of its own: the site needs neither torch nor mmcv.
 .venv-docs/stamp: requirements/docs.txt
