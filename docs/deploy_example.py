@@ -8,8 +8,13 @@ import numpy as np
 from internimage_mm.deploy import load
 
 model_file, picture_file, out_file = sys.argv[1:]
-predict = load(model_file)
+try:
+    predict = load(model_file)
+except (ImportError, RuntimeError, ValueError) as error:
+    sys.exit(f'error: {error}')
 picture = cv2.imread(picture_file)
+if picture is None:
+    sys.exit(f'error: {picture_file} is no picture that OpenCV can read')
 if predict.family == 'detector':
     found = predict(picture, min_score=0.3)
     for i, (box, score, label) in enumerate(

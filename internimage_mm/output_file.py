@@ -1,6 +1,7 @@
 """Writing files that are complete or not there."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,18 @@ def renamed_when_complete(target: str | Path) -> Iterator[Path]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_moved_when_complete(target: str | Path) -> Iterator[Path]:
+    """The same for a file that is written with others beside it, which are named after it."""
+    path = output_file(target)
+    with tempfile.TemporaryDirectory(prefix=f'{path.name}.', dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        yield unfinished
+        # The file that names the others comes last.
+        for file in sorted(Path(folder).iterdir(), key=lambda file: file == unfinished):
+            os.replace(file, path.with_name(file.name))
 
 
 def check_output(path: str | Path) -> None:

@@ -7,7 +7,6 @@ import os.path as osp
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,6 +22,7 @@ from internimage_mm.commands import (
 from internimage_mm.commands.inference import check_scope, infer, load_model
 from internimage_mm.deploy.compare import compare
 from internimage_mm.deploy.export import EXAMPLE, FORMATS, Options, describe, make_form, trace
+from internimage_mm.output_file import folder_moved_when_complete
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -89,6 +89,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     check_folder(osp.dirname(args.out))
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
+    if 'test_dataloader' not in cfg:
+        raise UserError(f'config {args.config} has no test_dataloader: it resizes the pictures')
     try:
         export.check(options)
     except ImportError as error:
@@ -113,12 +115,14 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         steps.done('traced')
         description = describe(form, cfg, model.dataset_meta, args.shape)
         os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
-        export.write(program, form, Path(args.out), description, options)
+        with folder_moved_when_complete(args.out) as file:
+            export.write(program, form, file, description, options)
         del model, form, program
         steps.done(f'{args.out} written, {os.path.getsize(args.out) / 2**20:.0f} MiB')
+        exported = load_model(cfg, args.out)
         try:
-            actual = infer(load_model(cfg, args.out), image)
-        except ValueError as error:
+            actual = infer(exported, image)
+        except UserError as error:
             raise UserError(
                 f"{args.out} is written, but does not fit the config's test pipeline: {error}"
             ) from error

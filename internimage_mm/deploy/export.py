@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from ..compat import compile_package
 from ..version import __version__
 from .exported import ROOMS, preprocessor_of
-from .forms import Form, takes_rgb
+from .forms import Form, normalization
 from .predictor import KEY
 
 EXAMPLE = (256, 288)
@@ -67,8 +67,9 @@ def describe(
     form: Form, cfg: Config, dataset_meta: dict, shape: tuple[int, int] | None
 ) -> dict[str, Any]:
     """What an exported file says about itself; see :class:`~.predictor.Predictor`."""
-    preprocessor = preprocessor_of(cfg)
-    pipeline = cfg.test_dataloader.dataset.pipeline
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:  # of a wrapper
+        dataset = dataset['datasets'][0] if 'datasets' in dataset else dataset['dataset']
     loading = ('Load', 'Pack')
     return {
         'family': form.family,
@@ -77,10 +78,8 @@ def describe(
         'shape': shape,
         'divisor': form.divisor,
         'preprocess': form.preprocess is not None,
-        'rgb': takes_rgb(preprocessor),
-        'mean': preprocessor['mean'],
-        'std': preprocessor['std'],
-        'pipeline': [step for step in pipeline if not step['type'].startswith(loading)],
+        **normalization(preprocessor_of(cfg)),
+        'pipeline': [step for step in dataset.pipeline if not step['type'].startswith(loading)],
         'classes': dataset_meta.get('classes'),
         'palette': dataset_meta.get('palette'),
         'versions': {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os.path as osp
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,22 @@ from mmengine.model import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from .predictor import RUNTIMES, load
+from ..errors import UserError
+from .predictor import RUNTIMES, Predictor, load
 
 ROOMS = {'mmdet': 'det', 'mmpretrain': 'cls', 'mmseg': 'seg'}
 """The file of this package for each library."""
 _FAMILIES = {'mmdet': 'detector', 'mmpretrain': 'classifier', 'mmseg': 'segmentor'}
-# A mistake is found before a config's model is built, and the file is opened once.
-_open = functools.lru_cache(1)(load)
+
+
+def _open(file: str) -> Predictor:
+    """Once for the checks before a config's model is built, and for that model."""
+    return _opened(file, osp.getmtime(file) if osp.isfile(file) else None)
+
+
+@functools.lru_cache(1)
+def _opened(file: str, time: float | None) -> Predictor:
+    return load(file)
 
 
 def is_exported(file: str) -> bool:
@@ -59,18 +69,12 @@ class ExportedModel(BaseModel):
 
     Args:
         file: The exported model.
-        data_preprocessor: Of the config. What the exported model does itself is left out.
+        data_preprocessor: Of the config.
     """
 
     def __init__(self, file: str, data_preprocessor: dict) -> None:
-        predictor = _open(file)
-        if predictor.metadata['preprocess']:
-            changes = {'mean': None, 'std': None, 'bgr_to_rgb': False, 'to_rgb': False}
-            data_preprocessor = {
-                key: changes.get(key, value) for key, value in data_preprocessor.items()
-            }
         BaseModel.__init__(self, data_preprocessor)
-        self.predictor = predictor
+        self.predictor = _open(file)
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'predict') -> Any:
         if mode != 'predict':
@@ -78,16 +82,27 @@ class ExportedModel(BaseModel):
         return self.predict(inputs, data_samples)
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Call the exported model with a batch."""
-        if shape := self.predictor.metadata['shape']:
-            image = inputs['image']
+        """Call the exported model with a batch.
+
+        Raises:
+            UserError: The size of the images does not fit.
+        """
+        metadata, image = self.predictor.metadata, inputs['image']
+        if shape := metadata['shape']:
             missing = [max(n - m, 0) for n, m in zip(shape, image.shape[2:], strict=True)]
-            inputs['image'] = F.pad(image, (0, missing[1], 0, missing[0]))
-        arrays = {name: x.cpu().numpy() for name, x in inputs.items()}
-        results = [
-            self.predictor.run(**{name: array[i : i + 1] for name, array in arrays.items()})
-            for i in range(len(arrays['image']))
-        ]
+            image = F.pad(image, (0, missing[1], 0, missing[0]))
+        if metadata['preprocess']:  # it normalizes itself; what is padding is known only now
+            mean, std = (torch.tensor(metadata[key]).view(-1, 1, 1) for key in ('mean', 'std'))
+            image = image * std + mean
+            image = image.flip(1) if metadata['rgb'] else image
+        arrays = {name: x.cpu().numpy() for name, x in {**inputs, 'image': image}.items()}
+        try:
+            results = [
+                self.predictor.run(**{name: array[i : i + 1] for name, array in arrays.items()})
+                for i in range(len(image))
+            ]
+        except ValueError as error:
+            raise UserError(str(error)) from error
         return {
             name: torch.from_numpy(np.concatenate([result[name] for result in results]))
             for name in results[0]

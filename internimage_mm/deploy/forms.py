@@ -43,13 +43,14 @@ class Form(nn.Module):
         self.preprocess = preprocess
         if preprocess is not None:
             for name in ('mean', 'std'):
-                self.register_buffer(name, torch.tensor(preprocess[name]).view(-1, 1, 1))
+                value = torch.tensor(normalization(preprocess)[name])
+                self.register_buffer(name, value.view(-1, 1, 1))
 
     def normalize(self, image: Tensor) -> Tensor:
         """Images as the model takes them."""
         if self.preprocess is None:
             return image
-        if takes_rgb(self.preprocess):
+        if normalization(self.preprocess)['rgb']:
             image = image.flip(1)
         return (image - self.mean) / self.std
 
@@ -68,9 +69,13 @@ class Form(nn.Module):
         return arguments, {'image': sizes}
 
 
-def takes_rgb(preprocess: dict) -> bool:
-    """Whether a model with these ``data_preprocessor`` settings takes RGB images."""
-    return bool(preprocess.get('bgr_to_rgb') or preprocess.get('to_rgb'))
+def normalization(preprocess: dict) -> dict[str, Any]:
+    """Of ``data_preprocessor`` settings ``mean``, ``std``, and ``rgb``, whether images are RGB."""
+    return {
+        'rgb': bool(preprocess.get('bgr_to_rgb') or preprocess.get('to_rgb')),
+        'mean': preprocess.get('mean') or [0.0] * 3,
+        'std': preprocess.get('std') or [1.0] * 3,
+    }
 
 
 class MatrixPool(nn.Module):

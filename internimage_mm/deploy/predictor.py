@@ -180,10 +180,7 @@ class Predictor:
         image = picture
         for step in self.metadata['pipeline']:
             if step['type'] not in STEPS:
-                raise ValueError(
-                    f'the test pipeline has {step["type"]}, which is not known here: resize the '
-                    'picture yourself and call run()'
-                )
+                raise _unknown(step['type'])
             image = STEPS[step['type']](image, step)
         inputs: Arrays = {'image': self.prepare(image)}
         if 'image_size' in self.metadata['inputs']:
@@ -248,17 +245,39 @@ class Predictor:
 
 # ---- pictures -----------------------------------------------------------------------------------
 
+INTERPOLATIONS = {
+    'nearest': cv2.INTER_NEAREST,
+    'bilinear': cv2.INTER_LINEAR,
+    'bicubic': cv2.INTER_CUBIC,
+    'area': cv2.INTER_AREA,
+    'lanczos': cv2.INTER_LANCZOS4,
+}
+
+
+def _unknown(what: str) -> ValueError:
+    return ValueError(
+        f'the test pipeline has {what}, which is not known here: resize the picture yourself and '
+        'call run()'
+    )
+
 
 def _resize(image: np.ndarray, width: int, height: int, step: dict) -> np.ndarray:
-    kind = step.get('interpolation', 'bilinear')
-    if kind == 'bicubic' and step.get('backend') == 'pillow':
+    kind, backend = step.get('interpolation', 'bilinear'), step.get('backend', 'cv2')
+    if (kind, backend) == ('bicubic', 'pillow'):
         return resize_as_pillow(image, width, height)
-    flags = {'nearest': cv2.INTER_NEAREST, 'bilinear': cv2.INTER_LINEAR, 'bicubic': cv2.INTER_CUBIC}
-    return cv2.resize(image, (width, height), interpolation=flags[kind])
+    if backend != 'cv2':
+        raise _unknown(f'a resize of kind {kind} by {backend}')
+    return cv2.resize(image, (width, height), interpolation=INTERPOLATIONS[kind])
 
 
 def _fit(image: np.ndarray, step: dict) -> np.ndarray:
-    (height, width), scale = image.shape[:2], step['scale']
+    (height, width), scale = image.shape[:2], step.get('scale')
+    if scale is None:
+        factors = step['scale_factor']
+        factors = factors if isinstance(factors, (list, tuple)) else (factors, factors)
+        scale = [int(n * factor + 0.5) for n, factor in zip((width, height), factors, strict=True)]
+    elif isinstance(scale, int):
+        scale = scale, scale
     if step.get('keep_ratio'):
         factor = min(
             max(scale) / max(height, width),

@@ -8,6 +8,7 @@ from golden_detseg import ROOT
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmengine.registry import TRANSFORMS, DefaultScope
 from mmengine.structures import InstanceData
+from mmseg.structures import SegDataSample
 from PIL import Image
 
 from internimage_mm.deploy import exported, load
@@ -31,11 +32,13 @@ PICTURES = [np.random.default_rng(0).integers(0, 256, (*s, 3), np.uint8) for s i
         ('mmdet', dict(type='Resize', scale=(1333, 800), keep_ratio=True)),
         ('mmseg', dict(type='Resize', scale=(2048, 512), keep_ratio=True)),
         ('mmseg', dict(type='Resize', scale=(64, 96), keep_ratio=False)),
+        ('mmdet', dict(type='Resize', scale_factor=0.7, interpolation='lanczos')),
+        ('mmdet', dict(type='Resize', scale_factor=(0.7, 0.3), keep_ratio=True)),
+        ('mmdet', dict(type='Resize', scale=96, interpolation='area')),
         ('mmseg', dict(type='ResizeToMultiple', size_divisor=32)),
         ('mmpretrain', dict(type='ResizeEdge', scale=224, edge='short', interpolation='bicubic')),
         ('mmpretrain', dict(type='CenterCrop', crop_size=96)),
     ],
-    ids=lambda value: value['type'] if isinstance(value, dict) else value,
 )
 def test_pictures_are_resized_as_by_the_pipeline(scope, step):
     with DefaultScope.overwrite_default_scope(scope):
@@ -85,16 +88,29 @@ def test_best_class_of_resized_scores():
     assert (labels != expected).mean() < 1e-3
 
 
-def test_image_smaller_than_that_of_an_exported_segmentor(monkeypatch):
-    """Is padded, and the padding is cut off again."""
-    metadata = dict(inputs=['image'], shape=[64, 96], preprocess=False, classes='abc', divisor=1)
-    predictor = Predictor(lambda arrays: {'scores': arrays['image'][..., ::4, ::4]}, metadata)
+@pytest.mark.parametrize('preprocess', [False, True])
+def test_image_smaller_than_that_of_an_exported_segmentor(preprocess, monkeypatch):
+    """Is padded by both ways of running with what is 0 for the model, and cut off again."""
+    normalization = dict(mean=[120.0, 110.0, 100.0], std=[60.0, 50.0, 40.0])
+    metadata = dict(normalization, inputs=['image'], shape=[64, 96], classes='abc', divisor=1)
+    images = []
+
+    def run(arrays):
+        images.append(arrays['image'])
+        return {'scores': arrays['image'][..., ::4, ::4]}
+
+    predictor = Predictor(run, dict(metadata, preprocess=preprocess, rgb=True))
     monkeypatch.setattr(exported, '_open', lambda file: predictor)
-    model = ExportedSegmentor('x.onnx', dict(type='mmseg.SegDataPreProcessor'), {}, False)
-    image = torch.rand(1, 3, 40, 72, generator=torch.Generator().manual_seed(0))
-    padded = torch.nn.functional.pad(image, (0, 24, 0, 24))
-    expected = model.encode_decode(padded, [])[:, :, :40, :72]
-    assert torch.equal(model.encode_decode(image, []), expected)
+    settings = dict(type='mmseg.SegDataPreProcessor', bgr_to_rgb=True, **normalization)
+    model = ExportedSegmentor('x.onnx', settings, {}, False)
+    picture = PICTURES[0][:40, :72]
+    inputs = [torch.from_numpy(picture).permute(2, 0, 1)]
+    data = model.data_preprocessor({'inputs': inputs, 'data_samples': [SegDataSample()]})
+    scores = model.encode_decode(data['inputs'], [])
+    np.testing.assert_allclose(images[0], predictor.prepare(picture), atol=1e-4)
+    small = torch.from_numpy(images[0][..., ::4, ::4])
+    full = torch.nn.functional.interpolate(small, (64, 96), mode='bilinear')
+    assert torch.equal(scores, full[:, :, :40, :72])
 
 
 def test_files_that_are_not_ours(tmp_path):

@@ -136,6 +136,10 @@ def test_no_detections(detector_config, tmp_path):
     """Free places only: nothing is left of them."""
     cfg = Config.fromfile(detector_config)
     cfg.model.test_cfg.rcnn.score_thr = 0.999
+    # A config may also be without normalization, and its test data in a wrapper.
+    cfg.model.data_preprocessor.pop('mean'), cfg.model.data_preprocessor.pop('std')
+    data = cfg.test_dataloader
+    data.dataset = dict(type='ConcatDataset', datasets=[data.dataset])
     predictor = exported(built(cfg), cfg, tmp_path / 'model.onnx', (64, 96))
     found = predictor(np.zeros((60, 90, 3), np.uint8))
     assert {name: x.shape for name, x in found.items()} == {
@@ -158,4 +162,7 @@ def test_mistakes(detector, detector_config, segmentor_config, tmp_path):
     }
     for message, args in cases.items():
         assert message in error_of(*args)
+    larger = ['test_dataloader.dataset.pipeline.1.scale=(128,128)']
+    message = error_of('test', detector_config, file, options=larger)
+    assert 'was exported for images of 96x96, got ' in message
     assert not out.exists()
