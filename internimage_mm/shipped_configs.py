@@ -1,7 +1,9 @@
-"""Where the configs of this package are, in an installation as in the sources."""
+"""Where the configs of this package are, in an installation as in the sources, and the zoo."""
 
 import difflib
+import functools
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -24,13 +26,7 @@ def config_path(name: str) -> str:
     Raises:
         ValueError: There is no such config; the message names similar ones.
     """
-    folder = next(
-        (f for f in (_PACKAGE / '.mim' / 'configs', _PACKAGE.parent / 'configs') if f.is_dir()),
-        None,
-    )
-    if folder is None:
-        raise ValueError(f'this installation has no configs; expected at {_PACKAGE}/.mim/configs')
-    folder = folder.resolve()
+    folder = _configs()
     path = folder / (name if name.endswith('.py') else f'{name}.py')
     if not path.is_file():
         known = [p.relative_to(folder).as_posix() for p in folder.glob('*/*.py')]
@@ -40,3 +36,21 @@ def config_path(name: str) -> str:
             f'{", ".join(similar or known[:3])}'
         )
     return str(path)
+
+
+@functools.cache
+def released_models() -> dict[str, dict[str, Any]]:
+    """Every model of the zoo: name to its entry in the metafiles (``Config``, ``Weights``, ...)."""
+    import yaml
+
+    root = _configs().parent
+    index = yaml.safe_load((root / 'model-index.yml').read_text())
+    files = [yaml.safe_load((root / name).read_text()) for name in index['Import']]
+    return {model['Name']: model for file in files for model in file['Models']}
+
+
+def _configs() -> Path:
+    for folder in (_PACKAGE / '.mim' / 'configs', _PACKAGE.parent / 'configs'):
+        if folder.is_dir():
+            return folder.resolve()
+    raise ValueError(f'this installation has no configs; expected at {_PACKAGE}/.mim/configs')

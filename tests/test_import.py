@@ -19,12 +19,12 @@ import internimage_mm
 
 assert internimage_mm.config_path('coco/mask-rcnn_internimage-t_fpn_1x_coco')
 try:
-    from internimage_mm import InternImage
+    from internimage_mm import WarmupCosineLR
 except ImportError as error:
     print(error)
 assert not hasattr(internimage_mm, 'Surprise')
 """)
-    assert printed.startswith('internimage_mm.InternImage needs PyTorch and mmengine: ')
+    assert printed.startswith('internimage_mm.WarmupCosineLR needs PyTorch and mmengine: ')
 
 
 def test_torch_is_changed_only_when_a_backbone_is_built():

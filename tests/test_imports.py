@@ -31,12 +31,13 @@ ROOMS = {
     'data': set(),
     'det': set(),
     'seg': set(),
-    'cls': set(),
+    'cls': {'backbones'},
     'backbones': {'checkpoint'},
+    'models': {'backbones', 'checkpoint', 'shipped_configs'},
     'deploy': {'backbones', 'checkpoint'},
     'explain': {'backbones', 'checkpoint'},
 }
-COMMON = {'', 'compat', 'errors', 'output_file', 'version'}
+COMMON = {'', 'compat', 'engine', 'errors', 'output_file', 'version'}
 ALLOWED_NAMES = {
     *('_check', '_check_value'),  # checks for fake kernels, as in PyTorch's documentation
     '_ParamScheduler',  # the base class of schedulers in mmengine's documentation

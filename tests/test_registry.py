@@ -5,7 +5,7 @@ import sys
 
 CLASSES = {
     'MODELS': {
-        'backbones': ['InternImage', 'CBInternImage'],
+        'backbones': [*('InternImage', 'CBInternImage', 'ConvPoolingNeck', 'AttentionPoolingNeck')],
         'det': [
             'CBDINO',
             'CBChannelMapper',
@@ -14,7 +14,7 @@ CLASSES = {
             'InternImageDINOHead',
         ],
         'seg': ['SemanticMask2FormerHead', 'MeanSoftmaxSegTTA'],
-        'cls': ['ConvPoolingNeck', 'AttentionPoolingNeck', 'MetadataLinearClsHead'],
+        'cls': ['MetadataLinearClsHead'],
     },
     'DATASETS': {
         'seg': ['NYUDepthV2Dataset', 'MapillaryCityscapesDataset'],

@@ -1,4 +1,5 @@
 from .cb_internimage import CBInternImage
 from .internimage import InternImage
+from .necks import AttentionPoolingNeck, ConvPoolingNeck
 
-__all__ = ['CBInternImage', 'InternImage']
+__all__ = ['AttentionPoolingNeck', 'CBInternImage', 'ConvPoolingNeck', 'InternImage']

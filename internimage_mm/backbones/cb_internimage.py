@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +18,7 @@ from internimage_mm.checkpoint import (
     named_checkpoints,
     watch_models_with,
 )
+from internimage_mm.engine import MODELS, BaseModule
 from ops_dcnv3 import fast_cpu
 
 from .internimage import InternImage, pretrained_init_cfg
@@ -104,6 +103,7 @@ class CBInternImage(BaseModule):
         cb_zero_init: bool = True,
         cb_del_stages: int = 1,
         core_op: str = 'DCNv3',
+        in_channels: int = 3,
         channels: int = unless_arch(96),
         depths: Sequence[int] = unless_arch([3, 4, 18, 5]),
         groups: Sequence[int] = unless_arch([3, 6, 12, 24]),
@@ -143,6 +143,7 @@ class CBInternImage(BaseModule):
         settings: dict[str, Any] = dict(
             arch=arch,
             core_op=core_op,
+            in_channels=in_channels,
             channels=channels,
             depths=depths,
             groups=groups,

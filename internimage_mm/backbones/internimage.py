@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +16,7 @@ from internimage_mm.checkpoint import (
     named_checkpoints,
     watch_models_with,
 )
+from internimage_mm.engine import MODELS, BaseModule
 from ops_dcnv3 import fast_cpu
 from ops_dcnv3.modules import DCNv3, build_activation, build_norm
 
@@ -43,12 +42,12 @@ class DropPath(nn.Module):
 
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions of stride 2: (N, 3, H, W) to (N, H/4, W/4, C)."""
+    """Two 3x3 convolutions of stride 2: (N, in_channels, H, W) to (N, H/4, W/4, C)."""
 
-    def __init__(self, channels: int, act_layer: str, norm_layer: str) -> None:
+    def __init__(self, in_channels: int, channels: int, act_layer: str, norm_layer: str) -> None:
         super().__init__()
         hidden = channels // 2
-        self.conv1 = nn.Conv2d(3, hidden, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, hidden, 3, stride=2, padding=1)
         self.norm1 = build_norm(hidden, norm_layer, input_last=False, output_last=False)
         self.act = build_activation(act_layer)
         self.conv2 = nn.Conv2d(hidden, channels, 3, stride=2, padding=1)
@@ -206,6 +205,7 @@ class InternImage(BaseModule):
             ``unless_arch(...)`` with those of the released size; other arguments override it.
         core_op: ``'DCNv3'`` uses the fastest backend of the op, ``'DCNv3_pytorch'`` the plain
             PyTorch one.
+        in_channels: Channels of the images.
         channels: Channels C of the first stage; each further stage doubles them.
         depths: Number of blocks in the four stages.
         groups: Groups of the op in the four stages.
@@ -248,6 +248,7 @@ class InternImage(BaseModule):
         arch: str | None = None,
         *,
         core_op: str = 'DCNv3',
+        in_channels: int = 3,
         channels: int = unless_arch(64),
         depths: Sequence[int] = unless_arch([3, 4, 18, 5]),
         groups: Sequence[int] = unless_arch([3, 6, 12, 24]),
@@ -310,7 +311,9 @@ class InternImage(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
 
-        self.patch_embed = Stem(settings.channels, settings.act_layer, settings.norm_layer)
+        self.patch_embed = Stem(
+            in_channels, settings.channels, settings.act_layer, settings.norm_layer
+        )
         self.pos_drop = nn.Dropout(drop_rate)
         self.levels = nn.ModuleList(Stage(settings, i) for i in range(NUM_STAGES))
         self.apply(_init_module)
@@ -345,14 +348,22 @@ class InternImage(BaseModule):
             initialize_strictly(self, partial(load_backbone, self))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Map images (N, 3, H, W) to one NCHW feature for each of ``out_indices``."""
+        """Map images (N, in_channels, H, W) to one NCHW feature for each of ``out_indices``."""
+        return tuple(self.features(x, self.out_indices))
+
+    def features(
+        self, x: Tensor, stages: Collection[int], last: int = NUM_STAGES - 1
+    ) -> list[Tensor]:
+        """The NCHW features of ``stages``, in ascending order; no stage after ``last`` is run."""
         x = self.pos_drop(self.patch_embed(x))
         features = []
         for i, stage in enumerate(self.levels):
+            if i > last:
+                break
             x, feature = stage(x)
-            if i in self.out_indices:
+            if i in stages:
                 features.append(fast_cpu.channels_first(feature))
-        return tuple(features)
+        return features
 
     def train(self, mode: bool = True) -> InternImage:
         super().train(mode)

@@ -86,8 +86,8 @@ ALIASES = {
 }
 
 
-def architecture(name: str) -> dict:
-    """Return a copy of the preset ``name``, case-insensitive, alias or full name.
+def preset_name(name: str) -> str:
+    """The full name of a preset, from that or an alias, case-insensitive.
 
     Raises:
         ValueError: No such preset; the message lists all.
@@ -97,4 +97,9 @@ def architecture(name: str) -> dict:
     if key not in ARCHITECTURES:
         known = ', '.join(f'{full} ({alias})' for alias, full in ALIASES.items())
         raise ValueError(f'unknown arch {name!r}; known are {known}')
-    return dict(ARCHITECTURES[key])
+    return key
+
+
+def architecture(name: str) -> dict:
+    """Return a copy of the preset ``name``; raise ValueError if there is none."""
+    return dict(ARCHITECTURES[preset_name(name)])

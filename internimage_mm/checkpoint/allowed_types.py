@@ -11,7 +11,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
-from mmengine.logging import HistoryBuffer
+
+from ..engine import HistoryBuffer
 
 
 def _history_statistic(cls: type, name: str) -> Callable:

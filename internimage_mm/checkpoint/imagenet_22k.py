@@ -8,8 +8,9 @@ classes of ImageNet-1k, 849 and 850, have the same one.
 import logging
 from collections.abc import Mapping
 
-from mmengine.logging import print_log
 from torch import Tensor
+
+from ..engine import print_log
 
 NUM_CLASSES_22K = 21841
 _HEAD = ('head.fc.weight', 'head.fc.bias')

@@ -5,11 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from mmengine.logging import print_log
-from mmengine.model import BaseModule, PretrainedInit, initialize
-from mmengine.registry import WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
+from ..engine import BaseModule, print_log
 from .convert import convert_official
 from .imagenet_22k import take_1k_of_22k
 from .layouts import describe_backbone, extract_state_dict
@@ -113,6 +111,8 @@ def initialize_strictly(
             checkpoint (type ``Pretrained``). Those come last, as in mmengine.
         load: Takes the weights in a checkpoint, and ``checkpoint`` and ``prefix`` of the entry.
     """
+    from mmengine.model import initialize
+
     initialize(backbone, [cfg for cfg in _entries(backbone.init_cfg) if not _is_pretrained(cfg)])
     for cfg in named_checkpoints(backbone.init_cfg):
         path = cfg['checkpoint']
@@ -121,6 +121,9 @@ def initialize_strictly(
 
 
 def _is_pretrained(cfg: dict) -> bool:
+    from mmengine.model import PretrainedInit
+    from mmengine.registry import WEIGHT_INITIALIZERS
+
     kind = cfg.get('type')
     return 'checkpoint' in cfg and PretrainedInit is (
         WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind

@@ -10,8 +10,6 @@ from urllib.parse import urlparse
 
 import torch
 import torch.distributed.checkpoint as dcp
-from mmengine.dist import barrier
-from mmengine.fileio import get_local_path
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from .allowed_types import ALLOWED
@@ -53,6 +51,8 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', mmap: bool = False) ->
     if path.startswith(('http://', 'https://')):
         return _read_file(_download(path), path, map_location, mmap)
     if '://' in path:
+        from mmengine.fileio import get_local_path
+
         with get_local_path(path) as local_path:
             return _read_file(local_path, path, map_location, mmap=False)
     return _read_file(osp.expanduser(path), path, map_location, mmap)
@@ -68,7 +68,8 @@ def _download(url: str) -> str:
             torch.hub.download_url_to_file(url, path)
         except (URLError, OSError) as exc:
             error = exc
-    barrier()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
     if error is not None:
         raise CheckpointError(f'{url} cannot be downloaded: {error}') from error
     return path

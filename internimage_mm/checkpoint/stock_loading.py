@@ -25,7 +25,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -42,6 +41,8 @@ _backbones: set[type[nn.Module]] = set()
 @functools.cache
 def register_loaders() -> None:
     """Make mmengine note where weights come from."""
+    from mmengine.runner.checkpoint import CheckpointLoader, load_from_http, load_from_local
+
     CheckpointLoader.register_scheme('', _noting_source(load_from_local), force=True)
     CheckpointLoader.register_scheme(
         ('http://', 'https://'), _noting_source(load_from_http), force=True

@@ -1,12 +1,11 @@
-"""What mmpretrain needs besides the backbone: necks and a head of the official classifiers, and
-iNaturalist 2018."""
+"""What mmpretrain needs besides backbone and necks: iNaturalist 2018 and its classifier."""
 
 import internimage_mm  # noqa: F401  prepares torchvision, which mmpretrain imports
+from internimage_mm.backbones import AttentionPoolingNeck, ConvPoolingNeck
 
 from .heads import MetadataLinearClsHead
 from .inaturalist import INaturalist2018
 from .inference import classify_image
-from .necks import AttentionPoolingNeck, ConvPoolingNeck
 
 __all__ = [
     'AttentionPoolingNeck',

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from internimage_mm.engine import MODELS, BaseModule
 from ops_dcnv3.modules import build_activation, build_norm
 
 
@@ -41,7 +40,15 @@ class ConvPoolingNeck(BaseModule):
         )
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor]:
-        return (self.conv_head(feats[-1]).mean((2, 3)),)
+        return (self.pool(self.fuse(feats)),)
+
+    def fuse(self, feats: Sequence[Tensor]) -> Tensor:
+        """Features to the map that is pooled, (N, ``out_channels``, H, W)."""
+        return self.conv_head(feats[-1])
+
+    def pool(self, x: Tensor) -> Tensor:
+        """That map to (N, ``out_channels``)."""
+        return x.mean((2, 3))
 
 
 class CrossAttention(nn.Module):
@@ -134,6 +141,10 @@ class AttentionPoolingNeck(BaseModule):
         self.fc_norm = build_norm(out_channels, 'LN')
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor]:
+        return (self.pool(self.fuse(feats)),)
+
+    def fuse(self, feats: Sequence[Tensor]) -> Tensor:
+        """Features to the map that is pooled, (N, ``embed_channels``, H, W)."""
         if len(feats) < 2:
             raise ValueError(
                 f'AttentionPoolingNeck needs two features, got {len(feats)}; set '
@@ -146,5 +157,8 @@ class AttentionPoolingNeck(BaseModule):
                 f'the last two features are {tuple(x3.shape[2:])} and {tuple(x4.shape[2:])} '
                 'instead of one twice the size of the other'
             )
-        x = self.dcnv3_head_x4(x4) + self.dcnv3_head_x3(x3)
-        return (self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2))),)
+        return self.dcnv3_head_x4(x4) + self.dcnv3_head_x3(x3)
+
+    def pool(self, x: Tensor) -> Tensor:
+        """That map to (N, ``out_channels``)."""
+        return self.fc_norm(self.clip_projector(x.flatten(2).transpose(1, 2)))
