@@ -1,14 +1,16 @@
-"""Draws the predictions of a detector, segmentor or classifier on one image or a folder of them."""
+"""Predicts for an image, a folder of images or a video: draws it, writes it as JSON, or both.
+
+Large images are divided into tiles (--tile); the results are merged into one.
+"""
 
 import argparse
-import functools
+import json
 import os
 import os.path as osp
-from collections.abc import Callable
 
 import cv2
 import torch
-from mmengine.registry import VISUALIZERS
+from rich.progress import track
 
 from internimage_mm.commands import (
     UserError,
@@ -19,17 +21,47 @@ from internimage_mm.commands import (
     reports_user_errors,
 )
 from internimage_mm.commands.inference import check_scope, infer, load_model
+from internimage_mm.commands.pictures import TiledPredictor
+from internimage_mm.output_file import write_text
+from internimage_mm.tiles import (
+    VIDEO_CODECS,
+    Canvas,
+    Picture,
+    VideoCanvas,
+    divide,
+    is_picture,
+    open_canvas,
+    open_picture,
+)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('image', help='image file, or a folder of them')
+    parser.add_argument('image', help='image file, a folder of them, or a video file')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file or address, or an exported model')
     parser.add_argument(
         '--out',
-        required=True,
-        help='the picture to write, e.g. out.png; for a folder of images, a folder',
+        help='the picture to draw, e.g. out.png; for a folder of images, a folder; for a video, '
+        'a video',
+    )
+    parser.add_argument(
+        '--json',
+        metavar='FILE',
+        help='write the predictions to this file, with boxes and masks as COCO has them',
+    )
+    parser.add_argument(
+        '--tile',
+        type=int,
+        metavar='PIXELS',
+        help='divide images into tiles with sides of this many pixels',
+    )
+    parser.add_argument(
+        '--overlap',
+        type=float,
+        default=0.2,
+        help='part of its side that a tile shares with the next one; objects should be smaller '
+        'than 3/4 of that (default: 0.2)',
     )
     parser.add_argument(
         '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
@@ -38,83 +70,150 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)'
     )
     add_config_options(parser, 'visualizer.alpha=0.5')
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not (args.out or args.json):
+        parser.error('nothing to write: --out PICTURE, --json FILE or both')
+    return args
 
 
-def make_drawer(model: torch.nn.Module, score_thr: float) -> Callable[[str, str], None]:
-    """Return a function of two paths: it draws the prediction for an image into a picture."""
-    scope = model.cfg.default_scope
-    if scope == 'mmpretrain':
-        return functools.partial(classify, model)
-    settings = dict(pred_score_thr=score_thr) if scope == 'mmdet' else {}
-    visualizer = VISUALIZERS.build({**model.cfg.visualizer, 'vis_backends': None})
-    visualizer.dataset_meta = model.dataset_meta
-
-    def draw(image_path: str, out: str) -> None:
-        image = cv2.imread(image_path)[..., ::-1]
-        result = infer(model, image_path)
-        visualizer.add_datasample('image', image, result, draw_gt=False, out_file=out, **settings)
-
-    return draw
-
-
-def classify(model: torch.nn.Module, image_path: str, out: str) -> None:
-    """Print the five best classes of an image and write them into a picture of it."""
+def classify(model: torch.nn.Module, image_path: str, out: str | None) -> list[dict]:
+    """Print the five best classes of an image, and write them into a picture of it."""
     from mmpretrain.visualization import UniversalVisualizer
 
     result = infer(model, image_path)
     best = result.pred_score.topk(min(5, len(result.pred_score)))
     classes = model.dataset_meta.get('classes')
-    for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-        print(f'{score:.3f}  {classes[label] if classes else f"class {label}"}')
-    result.set_pred_label(best.indices)
-    UniversalVisualizer().visualize_cls(
-        cv2.imread(image_path)[..., ::-1], result, classes, draw_gt=False, out_file=out
+    records = [
+        {'category': classes[label] if classes else f'class {label}', 'score': round(score, 5)}
+        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+    for record in records:
+        print(f'{record["score"]:.3f}  {record["category"]}')
+    if out:
+        result.set_pred_label(best.indices)
+        UniversalVisualizer().visualize_cls(
+            cv2.imread(image_path)[..., ::-1], result, classes, draw_gt=False, out_file=out
+        )
+    return records
+
+
+def predict_tiled(
+    predict: TiledPredictor,
+    picture: Picture,
+    canvas: Canvas | None,
+    args: argparse.Namespace,
+    bar: bool = True,
+) -> list[dict]:
+    """Predict for a picture with a detector or segmentor, and draw it if there is a canvas."""
+    tile = args.tile or max(picture.width, picture.height)
+    rows = divide(picture.width, picture.height, tile, args.overlap)
+    records: list[dict] = []
+    for box, pixels in predict(picture, rows, records, bar):
+        canvas.write(box, pixels)
+    if canvas:
+        canvas.close()
+    return records
+
+
+def predict_video(
+    predict: TiledPredictor, path: str, out: str | None, args: argparse.Namespace
+) -> list[dict]:
+    """Predict for the frames of a video, one after another."""
+    capture = cv2.VideoCapture(path)
+    frames, fps, width, height = (
+        capture.get(key)
+        for key in (
+            cv2.CAP_PROP_FRAME_COUNT,
+            cv2.CAP_PROP_FPS,
+            cv2.CAP_PROP_FRAME_WIDTH,
+            cv2.CAP_PROP_FRAME_HEIGHT,
+        )
     )
+    canvas = VideoCanvas(out, int(width), int(height), fps) if out else None
+    images = []
+    for frame in track(range(int(frames)), 'frames'):
+        there, pixels = capture.read()
+        if not there:
+            break
+        records = predict_tiled(predict, Picture(pixels), canvas, args, bar=False)
+        images.append({'image': path, 'frame': frame, 'predictions': records})
+    if canvas:
+        canvas.finish()
+    return images
 
 
-def pictures_to_draw(image: str, out: str) -> dict[str, str]:
-    """Image to picture: of a file, or of each image in a folder.
+def images_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """Image to picture: of a file, or of each image in a folder. A video counts as an image.
 
     Raises:
         UserError: There is no image, or no picture can be written under the name.
     """
+    image, out = args.image, args.out
+    suffix = osp.splitext(out or '')[1].lower()
     if osp.isdir(image):
-        check_folder(out)
+        if out:
+            check_folder(out)
         names = sorted(entry.name for entry in os.scandir(image) if entry.is_file())
         pictures = {
-            osp.join(image, name): osp.join(out, name)
+            osp.join(image, name): osp.join(out, name) if out else None
             for name in names
-            if cv2.imread(osp.join(image, name)) is not None
+            if is_picture(osp.join(image, name))
         }
         if not pictures:
             raise UserError(f'the folder {image} has no image that OpenCV can read')
     elif not osp.isfile(image):
         raise UserError(f'image {image} does not exist')
-    elif cv2.imread(image) is None:
-        raise UserError(f'{image} is not an image that OpenCV can read')
-    elif not (osp.splitext(out)[1] and cv2.haveImageWriter(out)):
-        raise UserError(f'--out {out} is not the name of an image file, such as out.png')
     else:
         pictures = {image: out}
-    for picture in pictures.values():
-        check_output(picture)
+        if is_picture(image):
+            if out and not (suffix and cv2.haveImageWriter(out)):
+                raise UserError(f'--out {out} is not the name of an image file, such as out.png')
+        elif not cv2.VideoCapture(image).read()[0]:
+            raise UserError(f'{image} is not an image or video that OpenCV can read')
+        elif out and suffix not in VIDEO_CODECS:
+            raise UserError(f'--out {out} is not the name of a video: {", ".join(VIDEO_CODECS)}')
+    for file in (*pictures.values(), args.json):
+        if file:
+            check_output(file)
     return pictures
 
 
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    pictures = pictures_to_draw(args.image, args.out)
+    pictures = images_of(args)
+    try:
+        divide(1, 1, 1 if args.tile is None else args.tile, args.overlap)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
+    video = not (osp.isdir(args.image) or is_picture(args.image))
+    if cfg.default_scope == 'mmpretrain' and (video or args.tile):
+        raise UserError('a classifier takes whole images: no video, no --tile')
     device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
-    draw = make_drawer(load_model(cfg, args.checkpoint, device), args.score_thr)
-    for image, picture in pictures.items():
+    model = load_model(cfg, args.checkpoint, device)
+    predict = None
+    if cfg.default_scope != 'mmpretrain':
+        predict = TiledPredictor(model, args.score_thr, draw=bool(args.out))
+    images = []
+    for image, out in pictures.items():
         if len(pictures) > 1:
             print(image)
-        draw(image, picture)
-        print(f'{picture} written')
+        if predict is None:
+            images.append({'image': image, 'predictions': classify(model, image, out)})
+        elif video:
+            images += predict_video(predict, image, out, args)
+        else:
+            picture = open_picture(image)
+            canvas = open_canvas(out, picture) if out else None
+            records = predict_tiled(predict, picture, canvas, args)
+            images.append({'image': image, 'predictions': records})
+        if out:
+            print(f'{out} written')
+    if args.json:
+        write_text(args.json, json.dumps(images) + '\n')
+        print(f'{args.json} written')
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
@@ -60,17 +61,22 @@ def put_exported(cfg: Config, file: str) -> None:
         raise UserError(str(error)) from error
 
 
-def infer(model: Any, image_path: str) -> Any:
-    """The data sample that a model predicts for an image file, by its library's own function."""
+def infer(model: Any, image: str | np.ndarray) -> Any:
+    """The data sample that a model predicts for an image, by its library's own function.
+
+    Args:
+        model: From :func:`load_model`.
+        image: A file, or, not for a classifier, pixels (h, w, 3), BGR, uint8.
+    """
     scope = model.cfg.default_scope
     if scope == 'mmpretrain':
         from ..cls import classify_image
 
-        return classify_image(model, image_path)
+        return classify_image(model, str(image))
     if scope == 'mmdet':
         from mmdet.apis import inference_detector
 
-        return inference_detector(model, image_path)
+        return inference_detector(model, image)
     from mmseg.apis import inference_model
 
-    return inference_model(model, image_path)
+    return inference_model(model, image)
