@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .backends import choose_backend
 from .geometry import DTYPES, num_points, output_size, pair
+from .reference import positions
 
 # Determined once, because torch.compile of torch 2.6 cannot trace the call.
 _AUTOCAST_DEVICES = tuple(
@@ -110,6 +111,50 @@ def dcnv3(
         bool(remove_center),
         bool(mask_is_logits),
     )
+
+
+def sampling_points(
+    offset: Tensor,
+    *,
+    kernel_size: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, int] = 1,
+    groups: int,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Tensor:
+    """Where :func:`dcnv3` samples its input: ``docs/op.md``, "Positions". Differentiable.
+
+    Args:
+        offset: ``(N, Ho, Wo, groups * K * 2)``, as the op takes it. All others as of the op.
+
+    Returns:
+        ``(N, Ho, Wo, groups, K, 2)``: (x, y) in pixels of the input, pixel centres at integers, in
+        float64 for float64 offsets and in float32 for all others.
+
+    Raises:
+        ValueError: ``offset`` does not have this shape.
+    """
+    kernel = pair('kernel_size', kernel_size, minimum=1)
+    points = num_points(kernel, remove_center)
+    if offset.dim() != 4 or offset.shape[3] != groups * points * 2:
+        raise ValueError(
+            f'offset must have shape (N, Ho, Wo, {groups * points * 2}) for {points} points and '
+            f'{groups} groups, got {tuple(offset.shape)}'
+        )
+    batch, out_h, out_w, _ = offset.shape
+    window = (
+        *kernel,
+        *pair('stride', stride, minimum=1),
+        *pair('padding', padding, minimum=0),
+        *pair('dilation', dilation, minimum=1),
+    )
+    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+    offset = offset.reshape(batch, out_h * out_w, groups, points, 2)
+    sampled = positions(offset, (out_h, out_w), window, float(offset_scale), remove_center)
+    result = torch.stack([torch.stack(point, -1) for point in sampled], -2)
+    return result.view(batch, out_h, out_w, groups, points, 2)
 
 
 def _check_tensors(input: Tensor, offset: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
