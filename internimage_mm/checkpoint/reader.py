@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 import pickle
+import warnings
 import zipfile
 from typing import Any
 from urllib.error import URLError
@@ -107,7 +108,9 @@ def _read_sharded(folder: str) -> dict:
             for name, tensor in tensors.items()
             if name.startswith('state_dict.') and isinstance(tensor, TensorStorageMetadata)
         }
-        dcp.load(weights, checkpoint_id=folder, no_dist=True)
+        with warnings.catch_warnings():  # that it is not distributed, which it is told
+            warnings.simplefilter('ignore', UserWarning)
+            dcp.load(weights, checkpoint_id=folder, no_dist=True)
     except (dcp.CheckpointException, OSError) as error:
         raise CheckpointError(f'{folder} is incomplete: {error}') from error
     return {

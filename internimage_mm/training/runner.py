@@ -14,10 +14,12 @@ from mmengine.model import BaseTTAModel, convert_sync_batchnorm, is_model_wrappe
 from mmengine.registry import HOOKS, LOOPS, DefaultScope
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
+from torch.distributed import DistNetworkError
 from torch.utils.data import DataLoader
 
 from ..checkpoint import CheckpointError, fit_state_dict, read_checkpoint
 from ..checkpoint.reader import TRAINING_STATE
+from ..errors import UserError
 from ..output_file import renamed_when_complete
 from .amp import BFloat16OptimWrapper, keep_boxes_in_float32
 from .distributed import join_without_gpu, without_sync_batchnorm
@@ -72,9 +74,14 @@ class InternImageRunner(Runner):
 
     def setup_env(self, env_cfg: dict) -> None:
         dist_cfg = env_cfg.get('dist_cfg', {})
-        if self.distributed and not is_distributed() and get_device() == 'cpu':
-            join_without_gpu(self.launcher, **dist_cfg)
-        super().setup_env(env_cfg)
+        try:
+            if self.distributed and not is_distributed() and get_device() == 'cpu':
+                join_without_gpu(self.launcher, **dist_cfg)
+            super().setup_env(env_cfg)
+        except DistNetworkError as error:
+            raise UserError(
+                f'the processes cannot join: {error}. MASTER_PORT=... sets another port'
+            ) from error
         self._cpu_group = cpu_group(dist_cfg.get('timeout'))
         self._shard = bool(self.cfg.get('shard'))
 
@@ -208,9 +215,13 @@ class InternImageRunner(Runner):
         if is_main_process():
             shutil.rmtree(folder, ignore_errors=True)
         barrier()
-        save_sharded(folder, self.model, self.optim_wrapper.optimizer)
-        self._sharding.weights = {}
-        self._save_file(folder, TRAINING_STATE, *args, save_optimizer=False, **kwargs)
+        try:
+            save_sharded(folder, self.model, self.optim_wrapper.optimizer)
+            self._sharding.weights = {}
+            self._save_file(folder, TRAINING_STATE, *args, save_optimizer=False, **kwargs)
+        except CheckpointError:  # a full disk, of which this is a part
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if is_main_process():
             replace_folder(folder, osp.join(out_dir, filename))
         barrier()
@@ -220,5 +231,9 @@ class InternImageRunner(Runner):
         if '://' in out_dir:  # object stores show an object when it is complete
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        with renamed_when_complete(osp.join(out_dir, filename)) as unfinished:
-            super().save_checkpoint(str(unfinished.parent), unfinished.name, *args, **kwargs)
+        path = osp.join(out_dir, filename)
+        try:
+            with renamed_when_complete(path) as unfinished:
+                super().save_checkpoint(str(unfinished.parent), unfinished.name, *args, **kwargs)
+        except OSError as error:
+            raise CheckpointError(f'{path} cannot be written: {error}') from error

@@ -116,8 +116,7 @@ def shard_model(model: BaseModule) -> nn.Module:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', category=UserWarning, module='torch.distributed')
+    with _without_warnings_of_torch():
         set_model_state_dict(model, weights, options=options)
     return model.to(get_device())
 
@@ -179,10 +178,18 @@ def load_sharded(folder: str, model: nn.Module, optimizer: Optimizer) -> dict[st
             dcp.load({'state_dict': weights, 'optimizer': groups}, checkpoint_id=folder)
     except (dcp.CheckpointException, RuntimeError, OSError) as error:
         raise CheckpointError(f'{folder} cannot be resumed from: {_reason(error)}') from error
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
+    with _without_warnings_of_torch():
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=state)
     if not stepped:
         optimizer.state.clear()
     return training_state
+
+
+@contextmanager
+def _without_warnings_of_torch() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', category=UserWarning, module='torch.distributed')
+        yield
 
 
 def _reason(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import shutil
 import signal
 import socket
@@ -43,24 +44,27 @@ test_evaluator = dict(ann_file=annotations)
 """
 
 
-def start(script, *args, **environment):
+def free_port():
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        return str(free.getsockname()[1])
+
+
+def start(script, *args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
     """Start a launcher in ``tools``."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
     path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    usual = {'PATH': path, 'PORT': free_port(), 'OMP_NUM_THREADS': '1'}
     return subprocess.Popen(
         ['bash', ROOT / 'tools' / script, *map(str, args)],
-        env={**os.environ, 'PATH': path, 'PORT': port, 'OMP_NUM_THREADS': '1', **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        env={**os.environ, **usual, **environment},
+        stdout=stdout,
+        stderr=stderr,
         text=True,
     )
 
 
-def succeed(*args):
+def succeed(*args, **environment):
     """Run a launcher to its end; returns what it prints."""
-    process = start(*args)
+    process = start(*args, **environment)
     out, errors = process.communicate()
     assert process.returncode == 0, errors[-3000:]
     return out
@@ -178,6 +182,71 @@ def test_cannot_be_sharded(monkeypatch, tmp_path, segmentor_config, line, expect
     launcher = 'none' if 'launcher' in line else 'pytorch'
     args = (tmp_path / 'config.py', '--shard', '--launcher', launcher)
     assert expected in error_of('train', *args)
+
+
+@pytest.fixture
+def only_process(monkeypatch):
+    """This process is the only one of a launcher; returns the arguments for sharded training."""
+    place = dict(WORLD_SIZE='1', RANK='0', LOCAL_RANK='0', MASTER_ADDR='127.0.0.1')
+    for name, value in {**place, 'MASTER_PORT': free_port()}.items():
+        monkeypatch.setenv(name, value)
+    yield ('--shard', '--launcher', 'pytorch')
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def test_resumes_from_before_the_first_step(tmp_path, only_process, group_norm_config):
+    """Gradients of two iterations are accumulated: after one, the optimizer has no state."""
+    args = (group_norm_config, *only_process, '--work-dir', tmp_path)
+    interval = 'default_hooks.checkpoint.interval=1'
+    run_tool('train', *args, options=[interval, 'train_cfg.max_iters=1'])
+    run_tool('train', *args, '--resume', options=[interval, 'train_cfg.max_iters=2'])
+    checkpoint = read_checkpoint(tmp_path / 'iter_2.pth')
+    assert len(checkpoint['message_hub']['log_scalars']['train/loss'].data[0]) == 2
+
+
+def test_shards_cannot_be_resumed(
+    tmp_path, only_process, group_norm_config, segmentor_run, sharded_run
+):
+    folder = shutil.copytree(sharded_run / 'iter_4.pth', tmp_path / 'iter_4.pth')
+    next(folder.glob('__1_*.distcp')).unlink()
+    for checkpoint, expected in (
+        (segmentor_run / 'iter_2.pth', 'it was saved without --shard'),
+        (folder, 'No such file or directory'),
+    ):
+        args = (*only_process, '--work-dir', tmp_path / 'run', '--resume', checkpoint)
+        message = error_of('train', group_norm_config, *args)
+        assert f'{checkpoint} cannot be resumed from: ' in message
+        assert expected in message
+
+
+@pytest.mark.parametrize('shard', [False, True])
+def test_full_disk(tmp_path, only_process, segmentor_config, shard):
+    """A limit on the size of files stands in for it."""
+    args = (segmentor_config, '--work-dir', tmp_path, '--resume', *(only_process if shard else ()))
+    run_tool('train', *args, options=['train_cfg.max_iters=1'])
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, hard))
+    try:
+        message = error_of('train', *args, options=['train_cfg.max_iters=2'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert f'{tmp_path}/iter_2.pth' in message
+    assert 'cannot be written: [Errno 27] File too large' in message
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_1.pth']
+    assert read_checkpoint(tmp_path / 'iter_1.pth')['meta']['iter'] == 1
+
+
+def test_port_in_use(monkeypatch, segmentor_config):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = str(taken.getsockname()[1])
+        errors = start('dist_train.sh', 'config.py', 2, PORT=port).communicate()[1]
+        place = dict(SLURM_NTASKS='1', SLURM_PROCID='0', SLURM_LOCALID='0', MASTER_PORT=port)
+        for name, value in {**place, 'MASTER_ADDR': '127.0.0.1'}.items():
+            monkeypatch.setenv(name, value)
+        message = error_of('train', segmentor_config, '--launcher', 'slurm')
+    assert errors == f'error: port {port} is in use; set PORT to a free one\n'
+    assert 'the processes cannot join: ' in message and 'MASTER_PORT=...' in message
 
 
 def wait_for(process, text):
