@@ -33,7 +33,7 @@ class LeadInternImage(InternImage):
 
     def __init__(self, **settings) -> None:
         super().__init__(**settings)
-        del self.patch_embed
+        self.patch_embed = None  # type: ignore[assignment]
         for i in range(NUM_STAGES):
             self.register_parameter(f'gamma{i}', nn.Parameter(torch.zeros(self.channels * 2**i)))
 

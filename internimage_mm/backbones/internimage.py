@@ -230,8 +230,8 @@ class InternImage(BaseModule):
             function, here it has no effect.
         with_cp: Recompute blocks in the backward pass to save memory.
         out_indices: Stages to return, always in ascending order; negative ones count from the end.
-        frozen_stages: Number of stages kept frozen, -1 or 0 for none. The stem is never frozen, as
-            in the official code.
+        frozen_stages: -1: nothing is frozen; 0: the stem; n: the stem and the first n stages, as in
+            mmdet. (The official code never freezes the stem.)
         norm_eval: Keep batch norms in evaluation mode.
         init_cfg: ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` reads official files of every
             layout and raises when weights of the backbone are missing.
@@ -375,9 +375,12 @@ class InternImage(BaseModule):
         return self
 
     def _freeze(self) -> None:
-        for stage in self.levels[: max(self.frozen_stages, 0)]:
-            stage.eval()
-            stage.requires_grad_(False)
+        if self.frozen_stages < 0:
+            return
+        for module in (self.patch_embed, *self.levels[: self.frozen_stages]):
+            if module is not None:
+                module.eval()
+                module.requires_grad_(False)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Layer of a parameter for mmpretrain's layer-decay constructor.

@@ -33,10 +33,15 @@ class Mismatch:
 
 
 def compare(state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> Mismatch:
-    """Compare names and shapes; batch counters, which no inference reads, may be missing."""
+    """Compare names and shapes; what may be missing without changing an output is not counted.
+
+    That is batch counters, and the updates of LoRA, which start at zero.
+    """
     return Mismatch(
         missing=[
-            k for k in model_state if k not in state_dict and not k.endswith('num_batches_tracked')
+            k
+            for k in model_state
+            if k not in state_dict and not k.endswith('num_batches_tracked') and '.lora_' not in k
         ],
         unexpected=[k for k in state_dict if k not in model_state],
         reshaped=[

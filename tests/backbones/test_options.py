@@ -143,6 +143,8 @@ def test_frozen_stages(frozen_stages):
     settings = dict(norm_layer='BN', drop_path_rate=0.0, frozen_stages=frozen_stages)
     model = with_golden_weights(tiny(**settings))
     frozen = tuple(f'levels.{i}.' for i in range(frozen_stages))
+    if frozen_stages >= 0:
+        frozen += ('patch_embed.',)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for _ in range(2):  # the second time after eval() and train(), as around validation
         assert {k for k, p in model.named_parameters() if not p.requires_grad} == {
@@ -154,11 +156,12 @@ def test_frozen_stages(frozen_stages):
         assert not any(m.training for m in model.modules())
         model.train()
 
-    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), lr=0.1)
-    sum(o.mul(images(*o.shape, seed=1)).sum() for o in model(images(2, 3, 64, 64))).backward()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs = images(2, 3, 64, 64).requires_grad_()  # with everything frozen, nothing else would
+    sum(o.mul(images(*o.shape, seed=1)).sum() for o in model(inputs)).backward()
     optimizer.step()
     for key, value in model.state_dict().items():
-        # Parameters, running statistics and counters of frozen levels, and nothing else, stay.
+        # Parameters, running statistics and counters of frozen parts, and nothing else, stay.
         assert torch.equal(value, before[key]) == key.startswith(frozen), key
 
 
