@@ -18,6 +18,7 @@ from internimage_mm.commands import (
     reports_user_errors,
 )
 from internimage_mm.commands.inference import put_exported
+from internimage_mm.commands.submission import submit_to
 from internimage_mm.deploy.exported import is_exported
 from internimage_mm.training import InternImageRunner
 
@@ -30,6 +31,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         '--work-dir', help='folder for logs and metrics (default: work_dirs/<config name>)'
     )
     parser.add_argument('--out', metavar='PKL', help='write the predictions to this pickle file')
+    parser.add_argument(
+        '--format-only',
+        metavar='FOLDER',
+        help='write what the server of the benchmark takes to this folder and evaluate nothing; '
+        'the test images need no annotations',
+    )
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
     parser.add_argument('--show-dir', help='write pictures of the predictions to this folder')
     parser.add_argument(
@@ -107,14 +114,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     cfg.resume = False
     if args.out:
         check_output(args.out)
-    if args.show_dir:
-        check_folder(args.show_dir)
-    check_data(cfg, 'test')
-    if args.show or args.show_dir:
-        enable_pictures(cfg, args.show, args.show_dir, args.wait_time)
+    for folder in filter(None, (args.show_dir, args.format_only)):
+        check_folder(folder)
     # A config of which only the augmented test is published says so by test_with_tta.
     if args.tta or cfg.get('test_with_tta', False):
         enable_tta(cfg)
+    if args.format_only:
+        submit_to(cfg, args.format_only)
+    check_data(cfg, 'test')
+    if args.show or args.show_dir:
+        enable_pictures(cfg, args.show, args.show_dir, args.wait_time)
     runner = InternImageRunner.from_cfg(cfg)
     if args.out:
         runner.test_evaluator.metrics.append(dump_metric(cfg, args.out))

@@ -26,6 +26,8 @@ env_cfg = dict(
 )
 
 vis_backends = [dict(type='LocalVisBackend')]
+# tools/test.py --tta: fuses the detections of the augmentations in tta_pipeline.
+tta_model = dict(type='FusedDetTTA')
 visualizer = dict(type='DetLocalVisualizer', vis_backends=vis_backends, name='visualizer')
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)
 

@@ -74,6 +74,23 @@ test_pipeline = [
     ),
 ]
 
+# Multi-scale testing with flip (tools/test.py --tta).
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=(128, 128), keep_ratio=True),
+                dict(type='Resize', scale=(160, 160), keep_ratio=True),
+                dict(type='Resize', scale=(192, 192), keep_ratio=True),
+            ],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='PackDetInputs')],
+        ],
+    ),
+]
+
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
