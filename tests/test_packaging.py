@@ -75,7 +75,8 @@ def test_wheel_without_compiler(wheel, site, tmp_path):
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     assert {f'internimage_mm/.mim/{name}' for name in SHIPPED} <= set(names)
-    assert {'internimage_mm/py.typed', 'ops_dcnv3/py.typed'} <= set(names)
+    data = {'internimage_mm/py.typed', 'ops_dcnv3/py.typed', 'internimage_mm/explain/page.html'}
+    assert data <= set(names)
     assert not [name for name in names if name.endswith('.so')]
     assert not [name for name in names if name.startswith('tests/')]
     code = (
