@@ -86,9 +86,10 @@ except ImportError:
 else:
 
     class AllocationMode(TorchDispatchMode):  # type: ignore[no-redef]
-        """Calls a function with each tensor that an operator returns, while it is entered."""
+        """While entered, calls a function with each tensor that an operator returns, and with the
+        operator."""
 
-        def __init__(self, returned: Callable[[torch.Tensor], None]) -> None:
+        def __init__(self, returned: Callable[[torch.Tensor, Any], None]) -> None:
             super().__init__()
             self.returned = returned
 
@@ -98,5 +99,5 @@ else:
             out = func(*args, **(kwargs or {}))
             for tensor in out if isinstance(out, (list, tuple)) else (out,):
                 if isinstance(tensor, torch.Tensor):
-                    self.returned(tensor)
+                    self.returned(tensor, func)
             return out

@@ -116,15 +116,18 @@ class _Live:
         self.now = self.gradients = self.peak = self.peak_activations = 0
         self._seen: set[int] = set()
 
-    def add(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor, operator: Any) -> None:
         storage = tensor.untyped_storage()
         if id(storage) in self._seen:
             return
         size = storage.nbytes()
         self._seen.add(id(storage))
         self.now += size
-        self.peak = max(self.peak, self.now)
-        self.peak_activations = max(self.peak_activations, self.now - self.gradients)
+        # The backward pass adds a gradient to another in place, but not to a fake one: it is gone
+        # by the next allocation.
+        if operator is not torch.ops.aten.add.Tensor or torch.is_grad_enabled():
+            self.peak = max(self.peak, self.now)
+            self.peak_activations = max(self.peak_activations, self.now - self.gradients)
         weakref.finalize(storage, self._remove, id(storage), size)
 
     def _remove(self, key: int, size: int) -> None:
