@@ -28,7 +28,7 @@ OP_LIBRARIES = {
 ROOMS = {
     'checkpoint': set(),
     'optim': set(),
-    'data': set(),
+    'data': {'tiles'},
     'det': {'tiles'},
     'seg': set(),
     'cls': {'backbones'},

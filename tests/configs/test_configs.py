@@ -13,7 +13,7 @@ CONFIGS = ROOT / 'configs'
 CONFIG_FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for path in CONFIGS.rglob('*.py')
-    if '_base_' not in path.parts
+    if '_base_' not in path.parts and path.stem not in ('boxes', 'labels')  # parts of the recipes
 )
 METAFILES = sorted(path.relative_to(ROOT).as_posix() for path in CONFIGS.rglob('metafile.yml'))
 

@@ -25,8 +25,8 @@ from release.training_terms import new_curve, official_cosine_curve, official_cu
 from internimage_mm.checkpoint import convert_official
 
 DETSEG = zoo.DETECTION + zoo.SEGMENTATION
-# Ours alone: the quickstart, and the pre-training of which the release has only the weights.
-NO_OFFICIAL_CONFIG = {'_base_', 'objects365', 'quickstart'}
+# Ours alone: for first trainings, and the pre-training of which the release has only weights.
+NO_OFFICIAL_CONFIG = {'_base_', 'objects365', 'quickstart', 'recipes'}
 # Shorter epochs than COCO's 7330 iterations: enough for warm-up and milestones.
 EPOCH_LENGTH = 600
 CLASSIFICATION_EPOCH_LENGTH = 50
