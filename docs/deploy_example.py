@@ -7,6 +7,8 @@ import numpy as np
 
 from internimage_mm.deploy import load
 
+if len(sys.argv) != 4:
+    sys.exit('usage: python deploy_example.py MODEL PICTURE OUT')
 model_file, picture_file, out_file = sys.argv[1:]
 try:
     predict = load(model_file)

@@ -53,9 +53,10 @@ def use_operator(name: str) -> Iterator[None]:
 def check_opset(version: int) -> None:
     """Raise ValueError if ONNX opset ``version`` does not have the selected operator."""
     if version < OPERATORS[_operator]:
+        other = f'; GridSample, the other form, needs {OPERATORS["GridSample"]}'
         raise ValueError(
-            f'{_operator} needs ONNX opset {OPERATORS[_operator]} or later, got {version}; '
-            f'GridSample, the other form, needs {OPERATORS["GridSample"]}'
+            f'{_operator} needs ONNX opset {OPERATORS[_operator]} or later, got {version}'
+            f'{other if _operator == "DeformConv" else ""}'
         )
 
 

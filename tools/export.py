@@ -1,6 +1,7 @@
 """Exports a detector, segmentor or classifier to a file that other runtimes run, and checks it."""
 
 import argparse
+import gc
 import logging
 import os
 import os.path as osp
@@ -94,7 +95,8 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     try:
         export.check(options)
     except ImportError as error:
-        raise UserError(f'--to {args.to} needs more: {error} (internimage-mm[deploy])') from error
+        extra = 'pip install internimage-mm[deploy]'
+        raise UserError(f'--to {args.to} needs "{extra}": {error}') from error
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
     # What PyTorch's exporter says about itself.
@@ -115,9 +117,13 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         steps.done('traced')
         description = describe(form, cfg, model.dataset_meta, args.shape)
         os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
-        with folder_moved_when_complete(args.out) as file:
-            export.write(program, form, file, description, options)
+        try:
+            with folder_moved_when_complete(args.out) as file:
+                export.write(program, form, file, description, options)
+        except (OSError, ValueError) as error:
+            raise UserError(f'{args.out} cannot be written: {error}') from error
         del model, form, program
+        gc.collect()  # graphs refer to themselves, and hold the weights
         steps.done(f'{args.out} written, {os.path.getsize(args.out) / 2**20:.0f} MiB')
         exported = load_model(cfg, args.out)
         try:

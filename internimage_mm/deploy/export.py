@@ -112,7 +112,11 @@ class Options:
 def write_onnx(
     program: ExportedProgram, form: Form, file: Path, description: dict, options: Options
 ) -> None:
-    """Write an ``.onnx`` file; weights of more than 1.5 GiB go to ``<file>.data`` beside it."""
+    """Write an ``.onnx`` file; weights of more than 1.5 GiB go to ``<file>.data`` beside it.
+
+    Raises:
+        ValueError: PyTorch cannot convert it to the opset.
+    """
     import ops_dcnv3.onnx
 
     from . import onnx_operators  # noqa: F401  registers
@@ -124,6 +128,11 @@ def write_onnx(
             input_names=form.inputs,
             output_names=form.outputs,
             verbose=False,
+        )
+    if exported.model.opset_imports[''] != options.opset:
+        raise ValueError(
+            f'PyTorch {torch.__version__} cannot convert the model to ONNX opset {options.opset}; '
+            'opset 20 always works'
         )
     exported.model.metadata_props[KEY] = json.dumps(description)
     exported.save(file)

@@ -35,6 +35,8 @@ def load(file: str | Path, threads: int | None = None) -> Predictor:
         run, metadata = RUNTIMES[file.suffix](str(file), threads)
     except ImportError as error:
         raise ImportError(f'{file} needs "pip install internimage-mm[deploy]": {error}') from error
+    except RuntimeError as error:
+        raise RuntimeError(f'{file} cannot be opened: {error}') from error
     if metadata is None:
         raise ValueError(f'{file} was not written by tools/export.py: it has no metadata {KEY!r}')
     return Predictor(run, json.loads(metadata))
@@ -53,10 +55,10 @@ def _open_onnx(file: str, threads: int | None) -> Opened:
         session = onnxruntime.InferenceSession(file, options, onnxruntime.get_available_providers())
     except Exception as error:  # none of its own errors has a public name
         if 'DeformConv' not in str(error):
-            raise RuntimeError(f'onnxruntime cannot open {file}: {error}') from error
+            raise RuntimeError(str(error)) from error
         raise RuntimeError(
-            f'onnxruntime {onnxruntime.__version__} has no DeformConv, which {file} needs: install '
-            '1.25 or later, or export with --grid-sample'
+            f'onnxruntime {onnxruntime.__version__} has no DeformConv: install 1.25 or later, or '
+            'export with --grid-sample'
         ) from error
     names = [output.name for output in session.get_outputs()]
     metadata = session.get_modelmeta().custom_metadata_map.get(KEY)
@@ -66,7 +68,10 @@ def _open_onnx(file: str, threads: int | None) -> Opened:
 def _open_openvino(file: str, threads: int | None) -> Opened:
     import openvino
 
-    model = openvino.Core().read_model(file)
+    try:
+        model = openvino.Core().read_model(file)
+    except RuntimeError as error:  # says last what is wrong
+        raise RuntimeError(str(error).strip().splitlines()[-1]) from error
     # By default it computes in bfloat16 where the processor can.
     options: dict[str, Any] = {'INFERENCE_PRECISION_HINT': 'f32'}
     if threads:
@@ -98,8 +103,7 @@ def _open_pt2(file: str, threads: int | None) -> Opened:
             from . import det  # noqa: F401
         except ImportError as missing:
             raise RuntimeError(
-                f'{file} cannot be opened: {error} (that of a two-stage detector needs mmdet and '
-                f'mmcv: {missing})'
+                f'{error} (that of a two-stage detector needs mmdet and mmcv: {missing})'
             ) from error
         package, metadata = load_package(file)
     text = metadata.get(KEY)

@@ -128,6 +128,10 @@ def test_files_that_are_not_ours(tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             load(tmp_path / name)
+    for name in ('text.onnx', 'text.xml'):
+        (tmp_path / name).write_text('no model')
+        with pytest.raises(RuntimeError, match=f'{name} cannot be opened'):
+            load(tmp_path / name)
 
 
 def test_families_that_have_no_exportable_form():
