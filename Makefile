@@ -3,6 +3,7 @@
 # make test-quick  run a fast subset of the tests
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
+# make web       show the models of make demo on a web page: drop an image
 # make docs      write the documentation as a site, to site/
 # make clean     remove what was built and generated, except the environments
 #
@@ -19,6 +20,8 @@ QUICK = tests/ops/test_values.py tests/ops/test_arguments.py tests/ops/test_laye
   -k 'not (triton or no_float32_counts or bistable or of_dino_t or multi_scale or cascade or losses)'
 VENV ?= .venv$(if $(filter-out classic,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
+WEB ?= $(subst .venv,.venv-web,$(VENV))
+SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MMCV = $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
 # The same OpenCV without windows, which need system libraries that servers lack.
@@ -35,12 +38,12 @@ ifeq ($(wildcard requirements/$(STACK).txt),)
 $(error STACK must be classic or onedl, got $(STACK))
 endif
 
-.PHONY: demo test test-quick lint sanitize docs clean env
+.PHONY: demo test test-quick lint sanitize docs web clean env
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python tools/demo.py
 
-test: $(VENV)/package.stamp
+test: $(VENV)/package.stamp $(WEB)/stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: $(VENV)/package.stamp
@@ -84,6 +87,16 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	    $(VENV)/lib/*/site-packages/torchvision/_meta_registrations.py
 	$(HEADLESS)
 	$(BIN)/python -c 'import cv2, mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
+	@touch $@
+
+web: $(WEB)/stamp
+	$(WEB)/bin/python tools/web_demo.py $(ARGS)
+
+# An environment that adds gradio to the other, which keeps its versions.
+$(WEB)/stamp: requirements/web.txt $(VENV)/package.stamp
+	$(BIN)/python -m venv $(WEB)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(WEB)/bin/python $(SITE))/stack.pth
+	$(WEB)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
 
 docs: .venv-docs/stamp

@@ -33,7 +33,9 @@ class TiledPredictor:
         self.classes = model.dataset_meta.get('classes') or ()
         self.drawn: list[np.ndarray] = []
         if draw:
-            self.visualizer = VISUALIZERS.build({**model.cfg.visualizer, 'vis_backends': None})
+            # mmengine keeps visualizers by name.
+            own = dict(vis_backends=None, name=f'tiled {id(self)}')
+            self.visualizer = VISUALIZERS.build({**model.cfg.visualizer, **own})
             self.visualizer.dataset_meta = model.dataset_meta
             self.visualizer.add_image = lambda name, image, step=0: self.drawn.append(image)
 
