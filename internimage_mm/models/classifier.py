@@ -215,12 +215,14 @@ class InternImageClassifier(nn.Module):
             CheckpointError: The file cannot be read, or the backbone does not fit.
         """
         weights = read_weights(path, self.in_chans)
-        if any(name.startswith(('neck.conv_head', 'neck.clip_projector')) for name in weights):
-            fitting = fit_state_dict(weights, self, path, heads_may_differ=True)
-            self.load_state_dict(fitting, strict=False)
-        else:
-            load_backbone(self.backbone, weights, path)
+        load_backbone(self.backbone, weights, path)
+        if not any(name.startswith(('neck.conv_head', 'neck.clip_projector')) for name in weights):
             print_log(f'{path} has no classifier; pooling and classifier start anew')
+            return
+        loaded = {f'backbone.{k}': v for k, v in self.backbone.state_dict().items()}
+        others = {k: v for k, v in weights.items() if not k.startswith('backbone.')}
+        fitting = fit_state_dict({**loaded, **others}, self, path, heads_may_differ=True)
+        self.load_state_dict(fitting, strict=False)
 
 
 def read_weights(path: str, in_chans: int) -> dict[str, Tensor]:

@@ -65,11 +65,16 @@ def weights_of(arch: str, pretrained: bool | str) -> str | None:
     Args:
         arch: Full name of a preset.
         pretrained: As of :func:`create_model`.
+
+    Raises:
+        ValueError: The zoo has such a model, but no weights of it.
     """
     if pretrained is True:
         return imagenet_models(arch)[0]['Weights']
     if isinstance(pretrained, str) and pretrained in released_models():
-        return released_models()[pretrained]['Weights']
+        if 'Weights' not in (model := released_models()[pretrained]):
+            raise ValueError(f'the release has no weights of {pretrained}')
+        return model['Weights']
     return pretrained or None
 
 

@@ -51,9 +51,10 @@ def golden_file(name, folder):
 @pytest.mark.parametrize('name', ['cls_t_like', 'cls_h_like', 'cls_h_like_remove_center'])
 def test_logits_equal_the_official_ones(name, tmp_path):
     """As in tests/cls/test_golden.py, where the bound is explained."""
-    path, settings, _ = golden_file(name, tmp_path)
+    path, settings, weights = golden_file(name, tmp_path)
     arch = 'huge' if '_h_' in name else 'tiny'
     model = create_model(f'internimage_{arch}', path, **settings).eval()
+    model.load_state_dict(weights)  # official names do
     noise = np.random.Generator(np.random.PCG64(0)).standard_normal((1, 3, 128, 160))
     with torch.no_grad():
         logits = model(torch.from_numpy(noise.astype(np.float32))).numpy()
@@ -172,6 +173,19 @@ def test_backbone_of_a_detector_or_alone(official, prefix, tmp_path):
             assert torch.equal(weight, weights[name]), name
 
 
+@pytest.mark.parametrize('features_only', [False, True])
+def test_file_without_layer_scale(official, features_only, tmp_path):
+    """As the released ImageNet file of T is, whose scales then are one."""
+    _, settings, weights = official
+    weights = {k: v for k, v in weights.items() if '.gamma' not in k}
+    torch.save({'model': weights}, tmp_path / 't.pth')
+    model = create_model('t', str(tmp_path / 't.pth'), features_only=features_only, **settings)
+    for name, weight in model.backbone.state_dict().items():
+        assert torch.equal(weight, weights.get(name, torch.ones_like(weight))), name
+    if not features_only:
+        assert torch.equal(model.head.fc.weight, weights['head.weight'])
+
+
 def test_wrong_backbone_is_an_error(official):
     with pytest.raises(CheckpointError, match='does not fit'):
         create_model('internimage_s', official[0], num_classes=20)
@@ -186,6 +200,8 @@ def test_names_of_the_zoo():
     assert weights_of('tiny', detector) == release + 'mask_rcnn_internimage_t_fpn_1x_coco.pth'
     assert weights_of('tiny', 'my.pth') == 'my.pth'
     assert weights_of('tiny', False) is None
+    with pytest.raises(ValueError, match='no weights'):
+        weights_of('huge', 'internimage-h_joint-in22k-pre_8xb128-20e_in1k-384')
 
 
 def test_parameters_of_the_released_sizes():
