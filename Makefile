@@ -9,7 +9,7 @@
 #
 # Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
 #   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases
-#   PYTHON=...     the Python for the environment (3.10 to 3.12)
+#   PYTHON=...     the Python for the environment (3.10 to 3.12; newer ones are not tested yet)
 
 STACK ?= classic
 PYTHON ?= python3
@@ -23,7 +23,8 @@ BIN := $(VENV)/bin
 WEB ?= $(subst .venv,.venv-web,$(VENV))
 SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-MMCV = $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
+# pip, which compiles mmcv in a few big pieces and says how far it is.
+MMCV = $(BIN)/python requirements/mmcv_build $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
 # The same OpenCV without windows, which need system libraries that servers lack.
 HEADLESS = $(PIP) install --quiet --no-deps --force-reinstall \
   $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt)
@@ -66,17 +67,27 @@ $(VENV)/package.stamp: $(VENV)/stack.stamp setup.py pyproject.toml $(shell find 
 	@$(BIN)/python -c 'from ops_dcnv3 import explain_backend; print(explain_backend())'
 	@touch $@
 
-# Compiles mmcv's operators, which takes 10 to 25 minutes on 2 cores. pip caches the wheel, and would
-# also take a cached one that was built without operators, hence the check.
-$(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements/constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+# An environment whose Python has gone, or is not the one asked for, is made anew.
+$(shell $(BIN)/python -V >/dev/null 2>&1 || rm -f $(VENV)/*.stamp)
+ifeq ($(origin PYTHON),command line)
+$(shell [ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" ] || rm -f $(VENV)/*.stamp)
+endif
+
+# Compiles mmcv's operators. pip caches the wheel, and would also take a cached one that was built
+# without operators or for another torch, hence the check. A torch that somebody has upgraded is
+# newer than the stamp.
+$(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements/constraints.txt \
+  $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
+	@$(PYTHON) requirements/check_machine.py
+	@echo "$(VENV): $$($(PYTHON) -V), STACK=$(STACK)"
+	@[ ! -f $(VENV)/pyvenv.cfg ] || [ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet setuptools wheel ninja torch
-	MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation -c requirements/$(STACK).txt $(MMCV)
+	$(PIP) install setuptools wheel ninja torch
+	$(MMCV) -c requirements/$(STACK).txt
 	$(HEADLESS)
 	@$(BIN)/python -c 'import mmcv.ops' || { \
-	  echo 'pip had an mmcv without operators in its cache; building it anew'; \
-	  MMCV_WITH_OPS=1 $(PIP) install --no-build-isolation --no-deps --no-cache-dir --force-reinstall $(MMCV); }
+	  echo 'the mmcv in the cache of pip does not fit; building it anew'; \
+	  $(MMCV) --no-deps --no-cache-dir --force-reinstall; }
 	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt
 # Without dependencies: openmim would downgrade half of the environment.
 	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9

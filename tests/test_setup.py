@@ -1,13 +1,15 @@
-"""Where CUDA kernels do not compile, an install goes on without them and says why."""
+"""Builds of CUDA kernels and of mmcv's operators, and what `make` says a machine lacks."""
 
+import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from setuptools import Distribution
+from setuptools import Distribution, Extension
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
@@ -73,3 +75,50 @@ def test_bad_value():
     )
     assert result.returncode == 1
     assert "must be 0, 1 or auto, got 'yes'" in result.stderr
+
+
+def test_mmcv_compiles_each_source_once_in_a_few_parts(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / 'requirements' / 'mmcv_build')
+    monkeypatch.chdir(tmp_path)
+    mmcv_build = importlib.import_module('mmcv_build')
+    apart = [f'./csrc/pytorch/cpu/{name}' for name in mmcv_build.APART]
+    others = ['./csrc/pytorch/cuda/nms.cu', './csrc/pytorch/cuda/cudabind.cpp']
+    cpp = [*(f'./csrc/pytorch/{i}.cpp' for i in range(57)), *apart]
+    extension = Extension('mmcv._ext', [*cpp, *others])
+    for _ in range(2):  # setuptools calls its plugins more than once
+        mmcv_build.join_sources(Distribution({'ext_modules': [extension]}))
+    assert extension.sources[:2] == others
+    parts = [Path(part).read_text() for part in extension.sources[2:]]
+    included = [re.findall('#include "(.*)"', part) for part in parts]
+    assert sorted(sum(included, [])) == sorted(str(tmp_path / path) for path in cpp)
+    assert all(sum(str(tmp_path / path) in part for path in apart) <= 1 for part in included)
+    assert len(parts) == mmcv_build.PARTS
+
+
+def test_setup_of_mmcv_reads_its_version_on_any_python(tmp_path):
+    (tmp_path / 'version.py').write_text("__version__ = '2.1.0'\n")
+    code = (
+        'def get_version():\n'
+        '    version_file = "version.py"\n'
+        '    with open(version_file) as file:\n'
+        '        exec(compile(file.read(), version_file, "exec"))\n'
+        '    return locals()["__version__"]\n'
+        'print(get_version())\n'
+    )
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT / 'requirements' / 'mmcv_build')}
+    command = [sys.executable, '-c', code]
+    printed = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert printed == '2.1.0\n'
+
+
+@pytest.mark.parametrize(
+    ('compiler', 'message'),
+    [('absent-c++', 'There is no C++ compiler (absent-c++)'), ('false', 'false knows no C++20')],
+)
+def test_make_says_what_the_machine_lacks(compiler, message):
+    command = [sys.executable, str(ROOT / 'requirements' / 'check_machine.py')]
+    environment = {**os.environ, 'CXX': compiler}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message)
+    assert result.stderr.count('\n') == 1
