@@ -27,7 +27,7 @@ WEB = Path(f'{sys.prefix.replace(".venv", ".venv-web")}/bin/python')
 PYTHON = sys.executable if importlib.util.find_spec('gradio') else WEB
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium'),
-    pytest.mark.skipif(not Path(PYTHON).exists(), reason='there is no gradio: make .venv-web'),
+    pytest.mark.skipif(not Path(PYTHON).exists(), reason='there is no gradio: make web'),
 ]
 
 
