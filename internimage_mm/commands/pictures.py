@@ -95,13 +95,20 @@ class TiledPredictor:
                 yield tile.core, self._draw_detections(picture, tile, found)
 
     def _draw_detections(self, picture: Picture, tile: Tile, found: Any) -> np.ndarray:
-        left, top, right, bottom = tile.core
-        corner = found.bboxes.new_tensor([left, top])
-        size = found.bboxes.new_tensor([right - left, bottom - top])
-        first, last = found.bboxes[:, :2] - corner, found.bboxes[:, 2:] - corner
-        inside = ((first < size) & (last > 0)).all(1)
-        part = found[inside]
-        part.bboxes = torch.cat([first, last], 1)[inside]
+        """The core of a tile, cut out of a drawing that has room for all that reaches into it.
+
+        matplotlib would shrink a picture to show what lies outside.
+        """
+        from mmdet.structures import DetDataSample
+
+        boxes, core = found.bboxes, found.bboxes.new_tensor(tile.core)
+        reaches = ((boxes[:, :2] < core[2:]) & (boxes[:, 2:] > core[:2])).all(1)
+        part = found[reaches]
+        around = torch.cat([part.bboxes, core[None]])
+        left, top = (int(x) for x in around[:, :2].amin(0).floor().clamp(min=0))
+        right, bottom = (int(x) for x in around[:, 2:].amax(0).ceil())
+        right, bottom = min(right, picture.width), min(bottom, picture.height)
+        part.bboxes = part.bboxes - part.bboxes.new_tensor([left, top, left, top])
         if 'masks' in found:
             masks = np.zeros((len(part), bottom - top, right - left), bool)
             for canvas, (x, y, mask) in zip(masks, part.masks, strict=True):
@@ -111,9 +118,14 @@ class TiledPredictor:
                 target[:] = seen[: target.shape[0], : target.shape[1]]
             del part.masks
             part.masks = torch.from_numpy(masks)
-        from mmdet.structures import DetDataSample
-
-        return self._draw(picture, tile.core, DetDataSample(pred_instances=part), pred_score_thr=-1)
+        drawn = self._draw(
+            picture,
+            (left, top, right, bottom),
+            DetDataSample(pred_instances=part),
+            pred_score_thr=-1,
+        )
+        x0, y0, x1, y1 = tile.core
+        return drawn[y0 - top : y1 - top, x0 - left : x1 - left]
 
     def _segment(
         self,

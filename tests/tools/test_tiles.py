@@ -128,6 +128,32 @@ def test_detections_in_a_tile_are_those_of_the_tile_alone(tmp_path, detector_con
                 assert (decoded(record['segmentation']) == whole).all()
 
 
+def test_drawing_moves_nothing(tmp_path, detector_config, mosaic):
+    """Also where boxes reach into other tiles."""
+    pixels, path = mosaic
+    official(detector_config, tmp_path / 'a.pth')
+    run_tool(
+        'image_demo', path, detector_config, tmp_path / 'a.pth', '--tile', SIDE, '--overlap', 0.5,
+        '--score-thr', 0, '--json', tmp_path / 'a.json', '--out', tmp_path / 'a.png',
+    )  # fmt: skip
+    differs = (cv2.imread(str(tmp_path / 'a.png')) != pixels).any(-1)
+    empty = np.ones(differs.shape, bool)
+    edges = [
+        x for row in divide(*differs.shape[::-1], SIDE, 0.5) for tile in row for x in tile.core
+    ]
+    crossing = 0
+    ((image,),) = (json.loads((tmp_path / 'a.json').read_text()),)
+    for record in image['predictions']:
+        left, top, right, bottom = map(int, box_of(record))
+        crossing += any(left < edge < right for edge in edges)
+        # Names stand at the left upper corner.
+        empty[max(top - 4, 0) : bottom + 5, max(left - 4, 0) : max(right + 5, left + 60)] = False
+        empty[max(top - 4, 0) : top + 20, max(left - 4, 0) : left + 60] = False
+    assert crossing
+    assert empty.mean() > 0.1
+    assert not differs[empty].any()
+
+
 def test_labels_in_a_tile_are_those_of_the_tile_alone(tmp_path, segmentor_config, mosaic):
     from mmseg.apis import inference_model
 
