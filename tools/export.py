@@ -120,11 +120,12 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         try:
             with folder_moved_when_complete(args.out) as file:
                 export.write(program, form, file, description, options)
+                size = sum(part.stat().st_size for part in file.parent.iterdir())
         except (OSError, ValueError) as error:
             raise UserError(f'{args.out} cannot be written: {error}') from error
         del model, form, program
         gc.collect()  # graphs refer to themselves, and hold the weights
-        steps.done(f'{args.out} written, {os.path.getsize(args.out) / 2**20:.0f} MiB')
+        steps.done(f'{args.out} written, {size / 2**20:.0f} MiB')
         exported = load_model(cfg, args.out)
         try:
             actual = infer(exported, image)
