@@ -88,7 +88,7 @@ def measure_step(
             if isinstance(module, nn.SyncBatchNorm):  # the images of the others are not here
                 module.eval()
         images = torch.empty(batch, 3, height, width)
-        live = _Live()
+        live = _Live([images, *model.parameters(), *model.buffers()])
         stack.enter_context(AllocationMode(live.add))
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -110,11 +110,12 @@ def measure_step(
 
 
 class _Live:
-    """Bytes of the storages that are alive."""
+    """Bytes of the storages that are alive, without those that were there before."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: list[Tensor]) -> None:
         self.now = self.gradients = self.peak = self.peak_activations = 0
-        self._seen: set[int] = set()
+        self._before = [tensor.untyped_storage() for tensor in before]  # operators return views
+        self._seen = {id(storage) for storage in self._before}
 
     def add(self, tensor: Tensor, operator: Any) -> None:
         storage = tensor.untyped_storage()

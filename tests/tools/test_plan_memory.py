@@ -1,6 +1,6 @@
 """The planned memory of a step against what PyTorch's profiler saw of a real one.
 
-Tiny models, and with ``SCALE_TESTS=all`` six models of the release.
+Small models, and with ``SCALE_TESTS=all`` more of the release.
 """
 
 import json
@@ -48,14 +48,18 @@ def classification_sample():
     return DataSample().set_gt_label(1)
 
 
-CASES = {'detector': detection_sample, 'segmentor': segmentation_sample}
+CASES = {
+    'detector': detection_sample,
+    'segmentor': segmentation_sample,
+    # Small images, so that gradients have much of the memory.
+    'imagenet/internimage-t_8xb512_in1k-224.py': classification_sample,
+}
 if os.environ.get('SCALE_TESTS') == 'all':
+    # Not DINO: its attention needs more on a CPU, where mmcv has no operator for it.
     CASES |= {
-        'imagenet/internimage-t_8xb512_in1k-224.py': classification_sample,
         'imagenet/internimage-s_8xb512_in1k-224.py': classification_sample,
         'imagenet/internimage-b_8xb512_in1k-224.py': classification_sample,
         'coco/mask-rcnn_internimage-t_fpn_1x_coco.py': detection_sample,
-        'coco/dino-4scale_internimage-t_8xb2-12e_coco.py': detection_sample,
         'ade20k/upernet_internimage-t_8xb2-160k_ade20k-512x512.py': segmentation_sample,
     }
 
