@@ -53,7 +53,7 @@ test-quick: $(VENV)/package.stamp
 lint: $(VENV)/stack.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $$(find ops_dcnv3 tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 	$(BIN)/mypy
 
 # Ten times the rounds of `make test`.

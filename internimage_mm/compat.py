@@ -60,7 +60,8 @@ def compile_package(
         RuntimeError: This PyTorch cannot do it.
     """
     compile_and_package = _inductor('aoti_compile_and_package')
-    settings = {'aot_inductor.metadata': metadata}
+    # By default the number of threads of this process is compiled in.
+    settings = {'aot_inductor.metadata': metadata, 'cpp.dynamic_threads': True}
     compile_and_package(program, package_path=str(file), inductor_configs=settings)
 
 

@@ -25,6 +25,8 @@ from .predictor import KEY
 
 EXAMPLE = (256, 288)
 """Height and width of the image that a model of any size is traced with."""
+CPP_METADATA = ('family', 'shape', 'divisor', 'preprocess', 'rgb', 'mean', 'classes')
+"""What examples/cpp reads of a ``.pt2`` file, each as text under its own name."""
 
 
 def make_form(model: nn.Module, cfg: Config, preprocess: bool, paste_masks: bool = False) -> Form:
@@ -199,7 +201,13 @@ def write_pt2(
     program: ExportedProgram, form: Form, file: Path, description: dict, options: Options
 ) -> None:
     """Write a ``.pt2`` package that AOTInductor has compiled for this kind of processor."""
-    compile_package(program, file, {KEY: json.dumps(description)})
+    # Programs in C++ have no reader of JSON: for them, lists have an item on each line.
+    plain = {
+        name: '\n'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+        for name, value in description.items()
+        if name in CPP_METADATA and value is not None
+    }
+    compile_package(program, file, {KEY: json.dumps(description), **plain})
 
 
 def check_pt2(options: Options) -> None:

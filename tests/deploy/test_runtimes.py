@@ -13,7 +13,6 @@ import pytest
 import torch
 from backbones.helpers import with_golden_weights
 from cls.test_golden import GOLDEN, VARIANTS, golden_model, image
-from cls.test_golden import build as build_classifier
 from cls.test_golden import reduced_config as classifier_config
 from det.helpers import CONFIGS, config, detector, preprocess
 from golden_detseg import arrays, save_official_checkpoint
@@ -32,7 +31,6 @@ from internimage_mm.deploy.export import (
     make_form,
     trace,
     write_onnx,
-    write_pt2,
 )
 from internimage_mm.deploy.exported import use_exported
 
@@ -141,26 +139,3 @@ def test_detector(name, tmp_path):
         np.testing.assert_array_equal(found.labels, labels)
         np.testing.assert_allclose(found.bboxes, boxes, rtol=0, atol=PIXEL)
         np.testing.assert_allclose(found.scores, scores, rtol=0, atol=SCORE)
-
-
-def test_package_of_torchinductor(tmp_path):
-    cfg = classifier_config('cls_t_like')
-    cfg.model.backbone.update(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8])
-    cfg.model.neck.update(in_channels=128, out_channels=192)
-    cfg.model.head.in_channels = 192
-    model = with_golden_weights(build_classifier(cfg)).eval()
-    shape = (64, 96)
-    x = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = model(x, mode='tensor')
-    form = make_form(model, cfg, preprocess=False)
-    write_pt2(
-        trace(form, shape),
-        form,
-        tmp_path / 'model.pt2',
-        describe(form, cfg, META, shape),
-        Options(),
-    )
-    predictor = load(tmp_path / 'model.pt2')
-    assert META.items() <= predictor.metadata.items()
-    np.testing.assert_allclose(predictor.run(image=x.numpy())['logits'], expected, atol=LOGITS)
