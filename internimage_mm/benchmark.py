@@ -15,6 +15,7 @@ from ops_dcnv3.modules import DCNv3
 
 from .backbones import InternImage
 from .backbones.presets import architecture
+from .training.compilation import compile_blocks
 
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 5e-2, 'float16': 1e-2}
 """Largest distance of an output from that on ``reference``, relative to its norm, with which a
@@ -166,10 +167,12 @@ def run(
     dtype: str,
     device: str,
     seconds: float,
+    compiled: bool = False,
 ) -> list[dict[str, Any]]:
     """Check and time each architecture on every backend, and models of mmpretrain.
 
-    In halves the forward of the fastest backend is also checked and timed in float32. A model of
+    With ``compiled`` it is timed a second time on the fastest backend, with compiled blocks. In
+    halves the forward of the fastest backend is also checked and timed in float32. A model of
     mmpretrain that fails gets a row that says so.
 
     Raises:
@@ -194,6 +197,13 @@ def run(
                 except RuntimeError as error:
                     raise RuntimeError(f'{name} on backend {backend!r}: {error}') from error
                 rows.append((row, calls))
+        if compiled:
+            truth, model = internimage(arch).to(image), internimage(arch).to(image)
+            compile_blocks(model)
+            row = dict(model=name, backend=backends[0], dtype=dtype, compiled='compiled')
+            calls = make_calls(model, image, backends[0])
+            row['errors'] = check(calls, make_calls(truth, image, 'reference'), dtype)
+            rows.append((row, calls))
     for name in beside:
         row = dict(model=name, backend=None, dtype=dtype)
         model = theirs(name).to(image)
@@ -233,7 +243,7 @@ def add_ratios(rows: list[dict[str, Any]], dtype: str) -> None:
 
 
 def label(row: dict[str, Any]) -> str:
-    return ' '.join(filter(None, (row['model'], row['backend'], row['dtype'])))
+    return ' '.join(filter(None, (row['model'], row['backend'], row['dtype'], row.get('compiled'))))
 
 
 def report(rows: Sequence[dict[str, Any]]) -> None:
@@ -276,6 +286,9 @@ def main(argv: list[str] | None = None) -> None:
         help='models of mmpretrain to time too, convnext-ARCH or swin-ARCH (default: both in tiny, '
         'if mmpretrain is installed; no name: none)',
     )
+    parser.add_argument(
+        '--compile', action='store_true', help='time the models with compiled blocks too'
+    )
     measure.add_options(parser, TOLERANCES)
     args = parser.parse_args(argv)
     measure.check_options(parser, args)
@@ -294,7 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     result = measure.begin(args)
     height, width = args.image
     print(f'backbones, four outputs, one image of {height}x{width} pixels; times are medians')
-    rows = run(args.model, beside, args.image, args.dtype, args.device, args.seconds)
+    rows = run(args.model, beside, args.image, args.dtype, args.device, args.seconds, args.compile)
     report(rows)
     measure.write_json(args, result | dict(image=args.image, rows=rows))
 

@@ -75,6 +75,14 @@ def load_package(file: str | Path) -> tuple[Callable, dict[str, str]]:
     return package, package.get_metadata()
 
 
+def allow_recompilations(programs: int) -> None:
+    """Let ``torch.compile`` make so many programs of one function. Without it, eight."""
+    config = importlib.import_module('torch._dynamo').config
+    for name in ('recompile_limit', 'accumulated_recompile_limit'):
+        if hasattr(config, name):
+            setattr(config, name, max(programs, getattr(config, name)))
+
+
 try:
     from torch._subclasses import FakeTensorMode
 except ImportError:

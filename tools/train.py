@@ -46,6 +46,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='divide parameters, gradients and optimizer state among the processes',
     )
     parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile each block of the backbone, for images of one size or a few',
+    )
+    parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
         help='scale the learning rate from the batch size of the config to the actual one',
@@ -69,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.shard or cfg.get('shard'):
         cfg.shard = True
         check_sharding(cfg)
+    if args.compile:
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or ()), dict(type='CompileBlocksHook')]
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(
