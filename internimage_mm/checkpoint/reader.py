@@ -3,6 +3,7 @@
 import os
 import os.path as osp
 import pickle
+import re
 import warnings
 import zipfile
 from typing import Any
@@ -99,10 +100,36 @@ def _read_file(path: str, name: str, map_location: Any, mmap: bool) -> dict:
     return checkpoint
 
 
+class _MetadataUnpickler(pickle.Unpickler):
+    """Refuses what the metadata of tensors does not need."""
+
+    NEEDED = re.compile(
+        r'torch\.distributed\.checkpoint\.metadata '
+        r'((Bytes|Tensor|Chunk)StorageMetadata|Metadata|MetadataIndex|StorageMeta|TensorProperties'
+        r'|_MEM_FORMAT_ENCODING)|torch\.distributed\.checkpoint\.filesystem _StorageInfo'
+        r'|torch\.serialization _get_layout|torch (Size|[a-z]*\d\w*|bool)|pathlib\S* \w+Path'
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if not self.NEEDED.fullmatch(f'{module} {name}'):
+            raise pickle.UnpicklingError(f'.metadata uses {module}.{name}, which is refused')
+        return super().find_class(module, name)
+
+
+class _ShardReader(dcp.FileSystemReader):
+    """Reads the metadata, a pickle, without running what else could be in it."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        with open(osp.join(self.path, '.metadata'), 'rb') as file:
+            _MetadataUnpickler(file).load()
+        return super().read_metadata(*args, **kwargs)
+
+
 def _read_sharded(folder: str) -> dict:
     checkpoint = _read_file(osp.join(folder, TRAINING_STATE), folder, 'cpu', mmap=False)
     try:
-        tensors = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        reader = _ShardReader(folder)
+        tensors = reader.read_metadata().state_dict_metadata
         weights = {
             name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
             for name, tensor in tensors.items()
@@ -110,7 +137,9 @@ def _read_sharded(folder: str) -> dict:
         }
         with warnings.catch_warnings():  # that it is not distributed, which it is told
             warnings.simplefilter('ignore', UserWarning)
-            dcp.load(weights, checkpoint_id=folder, no_dist=True)
+            dcp.load(weights, storage_reader=reader, no_dist=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f'{folder}: {error}') from error
     except (dcp.CheckpointException, OSError) as error:
         raise CheckpointError(f'{folder} is incomplete: {error}') from error
     return {
