@@ -27,7 +27,7 @@ def run_script(folder, stand_ins, *command):
 @pytest.mark.parametrize(
     ('script', 'args', 'launcher', 'expected'),
     [
-        ('dist_train.sh', 'c.py 4', 'torchrun', '--max-restarts=0 {}/train.py c.py --launcher'),
+        ('dist_train.sh', 'c.py 4', 'torchrun', '{}/train.py c.py --launcher pytorch'),
         ('dist_test.sh', 'c.py w.pth 2', 'torchrun', '{}/test.py c.py w.pth --launcher pytorch'),
         ('slurm_train.sh', 'gpu job c.py wd', 'srun', '{}/train.py c.py --work-dir wd --launcher'),
         ('slurm_test.sh', 'gpu job c.py w.pth', 'srun', '{}/test.py c.py w.pth --launcher slurm'),
