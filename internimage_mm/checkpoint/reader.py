@@ -35,7 +35,7 @@ def read_checkpoint(path: str, map_location: Any = 'cpu', mmap: bool = False) ->
         path: A local file, an ``http(s)`` address (kept in the cache of ``torch.hub``), or an
             address of another mmengine file backend. ``.safetensors`` files need the
             ``safetensors`` package. Of the folder that a sharded training saves, the weights are
-            read and the optimizer state is not.
+            read and the optimizer state is not; its metadata may name no other types than it needs.
         map_location: As of :func:`torch.load`. Default: ``'cpu'``.
         mmap: Leave the tensors in the file until they are used. Not for files that may be changed
             meanwhile. Without effect on files of PyTorch before 1.6. Default: False.
