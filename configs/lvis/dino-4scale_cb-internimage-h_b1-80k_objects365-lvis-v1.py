@@ -6,6 +6,7 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=1203))
+tta_model = dict(max_per_img=300)  # as the benchmark allows
 
 train_cfg = dict(max_iters=80000, val_interval=500)
 default_hooks = dict(checkpoint=dict(interval=500, max_keep_ckpts=10, save_best=None))

@@ -7,10 +7,12 @@ import re
 import cv2
 import numpy as np
 import pytest
+import torch
 from golden_detseg import ROOT
 from mmdet.utils import register_all_modules
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, DefaultScope
+from mmengine.structures import InstanceData
 from tool_runner import load_tool
 
 from internimage_mm.commands import UserError, check_data
@@ -128,6 +130,32 @@ def test_openimages(tmp_path):
     sample = dataset[0]['data_samples']
     assert sample.gt_instances.labels.tolist() == [1]
     np.testing.assert_allclose(boxes_of(sample), [[16, 24, 48, 48]], atol=0.1)
+
+
+def test_lvis(tmp_path):
+    """The objects themselves as detections have a precision of 1."""
+    boxes = [[5, 5, 20, 30], [30, 10, 25, 25]]
+    annotations = [
+        dict(id=n, image_id=7, category_id=n, bbox=box, area=box[2] * box[3], segmentation=[])
+        for n, box in enumerate(boxes, 1)
+    ]
+    image = dict(id=7, width=64, height=48, neg_category_ids=[], not_exhaustive_category_ids=[])
+    image['coco_url'] = 'http://images.cocodataset.org/val2017/7.jpg'
+    categories = [dict(id=n, name=f'c{n}', frequency='r') for n in range(1, 1204)]
+    content = dict(images=[image], annotations=annotations, categories=categories)
+    (tmp_path / 'annotations').mkdir()
+    (tmp_path / 'annotations' / 'lvis_v1_val.json').write_text(json.dumps(content))
+    write_image(tmp_path / 'val2017' / '7.jpg')
+    cfg = load(f'lvis/{CB}_b1-80k_objects365-lvis-v1.py', tmp_path)
+    check_data(cfg, 'val')
+    dataset = build(cfg.val_dataloader.dataset)
+    sample = dataset[0]['data_samples']
+    truth = sample.gt_instances
+    found = InstanceData(bboxes=truth.bboxes, labels=truth.labels, scores=torch.ones(2))
+    metric = build(cfg.val_evaluator, METRICS)
+    metric.dataset_meta = dataset.metainfo
+    metric.process({}, [dict(img_id=7, ori_shape=(48, 64), pred_instances=found)])
+    assert metric.evaluate(1)['lvis/bbox_AP'] == 1
 
 
 def write_crowdhuman(root):

@@ -10,13 +10,16 @@ from mmengine.structures import InstanceData
 
 from internimage_mm.det import FusedDetTTA
 
-CONFIGS = sorted((ROOT / 'configs' / 'coco').glob('*.py'))
+CONFIGS = sorted(p for data in ('coco', 'lvis') for p in (ROOT / 'configs' / data).glob('*.py'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_scales_about_that_of_the_test(path):
     cfg = Config.fromfile(path)
-    assert cfg.tta_model == {'type': 'FusedDetTTA'}
+    assert cfg.tta_model.type == 'FusedDetTTA'
+    # What the benchmarks count of an image.
+    counted = 300 if 'lvis' in path.parts else 100
+    assert cfg.tta_model.get('max_per_img', 100) == counted
     resizes, flips, _ = cfg.tta_pipeline[1].transforms
     scales = [resize.scale for resize in resizes]
     (tested,) = (t.scale for t in cfg.test_pipeline if t.type == 'Resize')

@@ -18,22 +18,10 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
-
-# Multi-scale testing with flip (tools/test.py --tta). The release gives no scales: these are ours.
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            [
-                dict(type='Resize', scale=(1600, 800), keep_ratio=True),
-                dict(type='Resize', scale=(2000, 1000), keep_ratio=True),
-                dict(type='Resize', scale=(2400, 1200), keep_ratio=True),
-            ],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='PackDetInputs')],
-        ],
-    ),
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'][0] = [
+    dict(type='Resize', scale=scale, keep_ratio=True)
+    for scale in ((1600, 800), (2000, 1000), (2400, 1200))
 ]
 train_dataloader = dict(
     batch_size=1,
