@@ -1,14 +1,16 @@
 """The planned memory of a step against what PyTorch's profiler saw of a real one.
 
-Four models, and with ``SCALE_TESTS=all`` five of the release, with and without ``with_cp``.
+Four models, and with ``SCALE_TESTS=all`` six of the release, with and without ``with_cp``.
 """
 
 import json
 import os
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import multi_scale_deform_attn as attention
 from mmengine.config import Config
 from mmengine.structures import InstanceData, PixelData
 from torch.profiler import ProfilerActivity, profile
@@ -55,10 +57,11 @@ SAMPLES = {
     'imagenet/internimage-s_8xb512_in1k-224.py': classification_sample,
     'imagenet/internimage-b_8xb512_in1k-224.py': classification_sample,
     'coco/mask-rcnn_internimage-t_fpn_1x_coco.py': detection_sample,
+    'coco/dino-4scale_internimage-t_8xb2-12e_coco.py': detection_sample,
     'ade20k/upernet_internimage-t_8xb2-160k_ade20k-512x512.py': segmentation_sample,
 }
-# Not DINO: its attention needs more on a CPU, where mmcv has no operator for it. The tiny models
-# not with recomputed blocks: the losses, which are not planned, then have much of the memory.
+# The tiny models not with recomputed blocks: the losses, which are not planned, then have much of
+# the memory.
 CASES = [
     ('detector', False),
     ('segmentor', False),
@@ -69,6 +72,23 @@ if os.environ.get('SCALE_TESTS') == 'all':
     CASES = [(case, flag) for case in SAMPLES if case.endswith('.py') for flag in (False, True)]
 
 
+class AttentionOfGPUs(torch.autograd.Function):
+    """What mmcv's operator for GPUs keeps of deformable attention, without its values.
+
+    For CPUs mmcv has none: it keeps the features of all sampling points, many times as much.
+    """
+
+    @staticmethod
+    def forward(ctx, value, shapes, locations, weights):
+        ctx.save_for_backward(value, locations, weights)
+        return value.new_zeros(*locations.shape[:2], value.shape[2:].numel())
+
+    @staticmethod
+    def backward(ctx, grad):
+        value, locations, weights = map(torch.zeros_like, ctx.saved_tensors)
+        return value, None, locations, weights
+
+
 def measured_peak(cfg, sample, trace):
     """Most bytes that a forward and a backward pass had allocated at a time."""
     torch.manual_seed(0)
@@ -76,6 +96,7 @@ def measured_peak(cfg, sample, trace):
     images = torch.rand(2, 3, *SIZE)
     with (
         use_fast_cpu(False),
+        mock.patch.object(attention, 'multi_scale_deformable_attn_pytorch', AttentionOfGPUs.apply),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         losses = model(images, [sample(), sample()], mode='loss')
@@ -117,6 +138,13 @@ def test_command_for_the_least_setting(capsys, segmentor_config):
     tool.main([str(segmentor_config), '--gpus', '2', '--memory', '80', '--batch', '4'])
     expected = f'fits: bash tools/dist_train.sh {segmentor_config} 2 --cfg-options train_dataloader'
     assert expected in capsys.readouterr().out
+
+
+def test_table(capsys, segmentor_config):
+    tool = load_tool('plan_memory')
+    tool.main([str(segmentor_config), '--gpus', '2', '--memory', '1', '80'])
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row == '| `tiny_segmentor` | 0M | 2 of 64x64 | - | + |'
 
 
 def test_dino_writes_into_its_config(detector_config):
