@@ -18,37 +18,33 @@ class DETR(nn.Module):
         self.project = nn.Conv2d(backbone.feature_info.channels()[-1], width, 1)
         self.place = nn.Linear(2, width)
         self.queries = nn.Parameter(torch.randn(queries, width))
-        self.transformer = nn.Transformer(
-            width, 4, 1, 2, 128, dropout=0.0, batch_first=True, norm_first=True
-        )
-        self.scores = nn.Linear(width, 1)
-        self.boxes = nn.Linear(width, 4)
+        options = dict(dropout=0.0, batch_first=True, norm_first=True)
+        self.transformer = nn.Transformer(width, 4, 1, 2, 128, **options)
+        self.head = nn.Linear(width, 5)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = self.project(self.backbone(images)[-1])
         rows, columns = (torch.linspace(-1, 1, size) for size in x.shape[-2:])
         grid = torch.stack(torch.meshgrid(columns, rows, indexing='xy'), -1)
         tokens = (x.permute(0, 2, 3, 1) + self.place(grid)).flatten(1, 2)
-        x = self.transformer(tokens, self.queries.expand(len(images), -1, -1))
-        return self.scores(x).squeeze(-1), self.boxes(x).sigmoid()
+        found = self.head(self.transformer(tokens, self.queries.expand(len(images), -1, -1)))
+        return found[..., 0], found[..., 1:].sigmoid()
 
 
 def squares(number: int, size: int = 64) -> tuple[Tensor, Tensor]:
     """Noisy images (N, 3, size, size) with a bright square, and its boxes (N, 4) from 0 to 1."""
-    center, width = torch.rand(number, 2) * 0.6 + 0.2, torch.rand(number, 1) * 0.2 + 0.2
-    x = torch.linspace(0, 1, size)
-    inside = [(x - c[:, None]).abs() < width / 2 for c in center.unbind(1)]
-    images = (inside[1][:, :, None] & inside[0][:, None]) + 0.3 * torch.randn(3, number, size, size)
-    return images.transpose(0, 1), torch.cat([center, width, width], 1)
+    center, width = torch.rand(2, number, 1) * 0.6 + 0.2, torch.rand(number, 1) * 0.2 + 0.2
+    x, y = (torch.linspace(0, 1, size) - center).abs() < width / 2
+    images = (x[:, None] & y[:, :, None])[:, None] + 0.3 * torch.randn(number, 3, size, size)
+    return images, torch.cat([*center, width, width], 1)
 
 
 torch.manual_seed(0)
-steps = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 # A small one. Of the release: create_model('internimage_t', True, features_only=True)
 small = dict(channels=16, depths=[1] * 4, groups=[1, 2, 4, 8])
 model = DETR(create_model('internimage_t', features_only=True, out_indices=(2,), **small))
 optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-for _ in range(steps):
+for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 200):
     images, targets = squares(16)
     scores, boxes = model(images)
     distance = (boxes - targets[:, None]).abs().sum(-1)

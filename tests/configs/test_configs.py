@@ -99,3 +99,19 @@ def test_model_index_imports_every_metafile():
     assert sorted(read_yaml('model-index.yml')['Import']) == METAFILES
     collections = [entry['Name'] for path in METAFILES for entry in read_yaml(path)['Collections']]
     assert len(set(collections)) == len(collections)
+
+
+def test_commands_for_the_published_numbers():
+    """docs/published.md: each row's config, weights and numbers are those of the metafiles."""
+    models = {m['Config']: m for file in METAFILES for m in read_yaml(file)['Models']}
+    commands = re.findall(
+        r'^\| ([^|]*) \| `python tools/test.py (\S+) \$W/([\w.-]+)',
+        (ROOT / 'docs' / 'published.md').read_text(),
+        re.MULTILINE,
+    )
+    assert len(commands) > 20
+    for claim, config, weights in commands:
+        model = models[config]
+        assert model['Weights'].endswith(f'/{weights}')
+        for result in model['Results']:
+            assert all(str(value) in claim for value in result['Metrics'].values()), claim
