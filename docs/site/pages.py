@@ -4,6 +4,7 @@ Run by mkdocs-gen-files. README and the READMEs of ``configs/`` keep their links
 changed to where the pages lie in the site; a file that they link to is put into the site too.
 """
 
+import re
 from pathlib import Path
 
 import mkdocs_gen_files
@@ -30,8 +31,14 @@ def copy_linked(path: Path) -> None:
         file.write(path.read_bytes())
 
 
+def title(link: re.Match) -> str:
+    """A link that shows a file of docs/ shows its title in the site."""
+    return f'[{(ROOT / link[1]).read_text().splitlines()[0][2:]}]({link[1]}'
+
+
 for source, target in TOP.items():
-    text = (ROOT / source).read_text().replace('](docs/', '](')
+    text = re.sub(r'\[(docs/\w+\.md)\]\(\1', title, (ROOT / source).read_text())
+    text = text.replace('](docs/', '](')
     for other, page in TOP.items():
         text = text.replace(f']({other})', f']({page})')
     write(target, text.replace('](LICENSE)', '](LICENSE.txt)'), source)
