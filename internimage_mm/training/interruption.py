@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -63,6 +63,18 @@ class SaveOnSigtermHook(Hook):
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
         self._received = True
+
+
+def start_worker(initialize: Callable[[int], None] | None, worker: int) -> None:
+    """Starts a data worker in a process group of its own.
+
+    ``torchrun``, ``timeout`` and others send SIGTERM to the whole group of the training, which
+    could not save without its workers. They end with it.
+    """
+    if hasattr(os, 'setpgrp'):
+        os.setpgrp()
+    if initialize is not None:
+        initialize(worker)
 
 
 @LOOPS.register_module()

@@ -4,6 +4,7 @@ import logging
 import os.path as osp
 import shutil
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from mmengine.device import get_device
@@ -28,6 +29,7 @@ from .interruption import (
     SaveOnSigtermHook,
     cpu_group,
     names_missing_processes,
+    start_worker,
 )
 from .model import reports_model_errors
 from .resume import SaveThenRemoveHook
@@ -132,7 +134,10 @@ class InternImageRunner(Runner):
 
             dataset = check_categories(dataloader['dataset'])
             dataloader = {**dataloader, 'dataset': dataset}
-        return Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        loader = Runner.build_dataloader(dataloader, seed, diff_rank_seed)
+        if isinstance(dataloader, dict):
+            loader.worker_init_fn = partial(start_worker, loader.worker_init_fn)
+        return loader
 
     def register_default_hooks(self, hooks: dict | None = None) -> None:
         hooks = dict(hooks or {})

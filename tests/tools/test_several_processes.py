@@ -262,12 +262,12 @@ def test_sigterm_saves_and_exits(tmp_path, segmentor_config):
     """And SyncBN, which a CPU lacks, becomes batch norm."""
     options = (
         'train_cfg.max_iters=100000', 'default_hooks.checkpoint.interval=100000',
-        'model.decode_head.norm_cfg.type=SyncBN',
+        'model.decode_head.norm_cfg.type=SyncBN', 'train_dataloader.num_workers=1',
     )  # fmt: skip
     args = ('--work-dir', tmp_path, '--cfg-options', *options)
     process = start('dist_train.sh', segmentor_config, 2, *args)
     printed = wait_for(process, 'Iter(train)')
-    process.terminate()
+    process.terminate()  # torchrun sends it to the data workers, too
     printed += process.communicate()[0]
     assert printed.count('SyncBN needs a GPU') == 1
     (saved,) = tmp_path.glob('iter_*.pth')
