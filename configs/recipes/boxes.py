@@ -1,9 +1,9 @@
 # Your boxes (docs/your_data.md). Change the first part; the models in this folder follow it.
 # As it stands: trees in aerial pictures, cut into tiles of 256 pixels.
 classes = ('Tree',)
-data_root = 'data/trees/'
-train_file, train_images = 'train.json', 'train/'
-val_file, val_images = 'val.json', 'val/'
+data_root = 'data/trees'
+train_file, train_images = 'train.json', 'train'
+val_file, val_images = 'val.json', 'val'
 scale = (256, 256)  # images are resized to fit into it
 batch_size = 8
 max_epochs = 15
@@ -58,7 +58,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + val_file, metric='bbox')
+val_evaluator = dict(type='CocoMetric', ann_file=f'{data_root}/{val_file}', metric='bbox')
 test_evaluator = val_evaluator
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=5)

@@ -47,7 +47,7 @@ def recipes(tmp_path_factory, mini_coco, mini_ade20k):
     shutil.copytree(ROOT / 'configs' / 'recipes', configs / 'mine')
     changes = {
         'boxes': dict(
-            classes=MINI_COCO_CLASSES, data_root=f'{mini_coco}/',
+            classes=MINI_COCO_CLASSES, data_root=str(mini_coco),
             train_file='annotations/instances_train.json', val_images='val/',
             val_file='annotations/instances_val.json', batch_size=2, max_epochs=1,
             scale=(96, 96),
