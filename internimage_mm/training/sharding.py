@@ -49,9 +49,9 @@ def check_sharding(cfg: Config) -> None:
             '--shard'
         )
     for hook in cfg.get('custom_hooks') or ():
-        if 'EMA' in str(hook.get('type')):
+        if 'EMA' in str(hook):
             raise UserError(
-                f'--shard cannot average the weights (custom_hooks has {hook.type}): train without '
+                f'--shard cannot average the weights (custom_hooks has {hook}): train without '
                 '--shard, or add --cfg-options custom_hooks=[]'
             )
     if cfg.get('find_unused_parameters'):
