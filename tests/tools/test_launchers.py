@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -48,10 +49,26 @@ def test_gpu_check(tmp_path):
         tmp_path, {'python': python, 'nvidia-smi': ''}, 'gpu_check.sh', '--out', report
     )
     assert result.returncode == 3
-    assert report.read_text().count('FAILED with status 3') == 1
-    commands = [line.split() for line in re.findall('^ran (.*)', report.read_text(), re.MULTILINE)]
+    text = report.read_text()
+    assert result.stdout.count('FAILED (3)') == 1
+    assert text.split('## Summary\n\n')[1] in result.stdout
+    commands = [line.split() for line in re.findall('^ran (.*)', text, re.MULTILINE)]
     tests = [command[-1] for command in commands if command[:2] == ['-m', 'pytest']]
-    assert len(tests) == 4 and all((ROOT / name).is_file() for name in tests)
+    assert len(tests) == 6 and all((ROOT / name).is_file() for name in tests)
     benchmarks = [command[2:] for command in commands if 'ops_dcnv3.benchmark' in command]
     assert len(benchmarks) == 6
     assert all(make_parser().parse_args(arguments).device == 'cuda' for arguments in benchmarks)
+
+
+def test_dry_run_of_gpu_check(tmp_path):
+    """Every kind of step, for real and small."""
+    # What differs from another step in its arguments only is not run.
+    again = r'*test_values*|*test_operator*|*\ float16*|*float32*|*logits*'
+    python = f'case "$*" in {again}) echo "$*";; *) exec {sys.executable} "$@";; esac'
+    report = tmp_path / 'report.txt'
+    result = run_script(tmp_path, {'python': python}, 'gpu_check.sh', '--cpu', '--out', report)
+    assert result.returncode == 0, report.read_text()[-4000:]
+    summary = report.read_text().split('## Summary\n\n')[1]
+    assert summary.count('ok ') == 19
+    assert 'cpu over reference' in summary and 'passed' in summary
+    assert '1 steps in bfloat16 on cpu' in summary
