@@ -25,9 +25,12 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # pip, which compiles mmcv in a few big pieces and says how far it is.
 MMCV = $(BIN)/python requirements/mmcv_build $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
+# After what needs the network and much of the disk.
+OR_SAY = || { echo '$(VENV) is not complete; the last lines above say why (no network? no space \
+  left?). When that is mended, call make again: it goes on.'; exit 1; }
 # The same OpenCV without windows, which need system libraries that servers lack.
-HEADLESS = $(PIP) install --quiet --no-deps --force-reinstall \
-  $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt)
+HEADLESS = sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt | \
+  $(PIP) install --quiet --no-deps --force-reinstall -r /dev/stdin
 # torch looks for ninja here; without it, it compiles mmcv on one core.
 export PATH := $(abspath $(BIN)):$(PATH)
 # For every pip below: no package may bring another torch or setuptools.
@@ -82,13 +85,13 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	@echo "$(VENV): $$($(PYTHON) -V), STACK=$(STACK)"
 	@[ ! -f $(VENV)/pyvenv.cfg ] || [ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install setuptools wheel ninja torch
-	$(MMCV) -c requirements/$(STACK).txt
+	$(PIP) install setuptools wheel ninja torch $(OR_SAY)
+	$(MMCV) -c requirements/$(STACK).txt $(OR_SAY)
 	$(HEADLESS)
 	@$(BIN)/python -c 'import mmcv.ops' || { \
 	  echo 'the mmcv in the cache of pip does not fit; building it anew'; \
 	  $(MMCV) --no-deps --no-cache-dir --force-reinstall; }
-	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt
+	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt $(OR_SAY)
 # Without dependencies: openmim would downgrade half of the environment.
 	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9
 # The index has only CUDA builds of torchvision for Linux. Beside a CPU build of torch its operators do not

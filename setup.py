@@ -10,6 +10,7 @@ this machine, or all usual ones where it has none.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 MIM_FILES = ('configs', 'tools', 'model-index.yml')
 WANTED = os.environ.get('OPS_DCNV3_CUDA', 'auto')
-USUAL_GPUS = ('7.0', '7.5', '8.0', '8.6', '8.9', '9.0', '10.0', '12.0')
+USUAL_GPUS = ((7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 
 
 def has_compiler():
@@ -63,13 +64,23 @@ class BuildPy(build_py):
                 shutil.copy2(ROOT / name, folder / name)
 
 
-def usual_gpus(cuda_home):
-    """TORCH_CUDA_ARCH_LIST of what nvcc knows of them, and PTX of the last for later GPUs."""
+def known_gpus(cuda_home):
+    """TORCH_CUDA_ARCH_LIST: the GPUs of this machine, or else the usual ones, as far as nvcc knows
+    them, and PTX of the last, which newer GPUs compile themselves.
+    """
     if cuda_home is None:
         raise OSError('no CUDA toolkit is found; install one, or set CUDA_HOME')
     nvcc = str(Path(cuda_home, 'bin', 'nvcc'))
-    known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True).split()
-    return ';'.join(n for n in USUAL_GPUS if f'compute_{n.replace(".", "")}' in known) + '+PTX'
+    release = re.search(r'release (\d+)', subprocess.check_output([nvcc, '--version'], text=True))[
+        1
+    ]
+    if release != str(torch.version.cuda).split('.')[0]:
+        raise OSError(f'{nvcc} is of CUDA {release}, but torch of CUDA {torch.version.cuda}')
+    known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True)
+    known = sorted((int(number) // 10, int(number) % 10) for number in re.findall(r'\d+', known))
+    here = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    found = sorted(set(known).intersection(here or USUAL_GPUS)) or known[-1:]
+    return ';'.join(f'{major}.{minor}' for major, minor in found) + '+PTX'
 
 
 def extension(cuda):
@@ -77,14 +88,15 @@ def extension(cuda):
     sources = [p for p in csrc.rglob('*') if p.suffix in ('.cpp', '.cu')]
     if not cuda:
         sources = [p for p in sources if 'cuda' not in str(p)]
-    elif not os.environ.get('TORCH_CUDA_ARCH_LIST') and torch.cuda.device_count() == 0:
-        os.environ['TORCH_CUDA_ARCH_LIST'] = usual_gpus(cpp_extension.CUDA_HOME)
+    elif not os.environ.get('TORCH_CUDA_ARCH_LIST'):
+        os.environ['TORCH_CUDA_ARCH_LIST'] = known_gpus(cpp_extension.CUDA_HOME)
     if sys.platform == 'win32':
         cxx = ['/O2', '/fp:precise']
     else:
         # Floating-point traps and errno are not used; without them selects vectorise.
         cxx = ['-O3', '-fno-math-errno', '-fno-trapping-math', '-g0']
-    # at::parallel_for is a header; without the flag it runs on one thread, silently.
+    # at::parallel_for is a header; without the flag it runs on one thread, silently. Not for the
+    # linker: the OpenMP library is torch's own, under whatever name, as is its pool of threads.
     openmp = ['-fopenmp'] if sys.platform == 'linux' else []
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     return kind(
@@ -92,7 +104,6 @@ def extension(cuda):
         sorted(map(str, sources)),
         depends=['setup.py', *sorted(str(path) for path in csrc.rglob('*.*h'))],
         extra_compile_args={'cxx': cxx + openmp, 'nvcc': ['-O3']},
-        extra_link_args=openmp,
         py_limited_api=True,
     )
 

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,11 @@ def build(monkeypatch, tmp_path):
     """Runs build_ext without compiling anything; returns whether each try had CUDA sources."""
     nvcc = tmp_path / 'bin' / 'nvcc'
     nvcc.parent.mkdir()
-    nvcc.write_text('#!/bin/sh\nprintf "compute_%s\\n" 75 80 87 90\n')
+    nvcc.write_text(
+        '#!/bin/sh\n'
+        'case $1 in --version) echo "tools, release 13.0, V13.0.88";;\n'
+        '*) printf "compute_%s\\n" 75 80 87 90;; esac\n'
+    )
     nvcc.chmod(0o755)
     keywords, tries = {}, []
 
@@ -30,13 +35,14 @@ def build(monkeypatch, tmp_path):
         if tries[-1]:
             raise RuntimeError('nvcc is broken')
 
-    def run(wanted):
+    def run(wanted, torch_cuda='13.0', home=str(tmp_path), gpus=()):
         monkeypatch.setenv('OPS_DCNV3_CUDA', wanted)
         monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '')
         monkeypatch.setattr('setuptools.setup', keywords.update)
-        monkeypatch.setattr('torch.version.cuda', '13.0')
-        monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
-        monkeypatch.setattr(cpp_extension, 'CUDA_HOME', str(tmp_path))
+        monkeypatch.setattr('torch.version.cuda', torch_cuda)
+        monkeypatch.setattr('torch.cuda.device_count', lambda: len(gpus))
+        monkeypatch.setattr('torch.cuda.get_device_capability', gpus.__getitem__)
+        monkeypatch.setattr(cpp_extension, 'CUDA_HOME', home)
         monkeypatch.setattr(cpp_extension.BuildExtension, 'build_extensions', compile_nothing)
         monkeypatch.chdir(ROOT)
         spec = importlib.util.spec_from_file_location('setup_under_test', ROOT / 'setup.py')
@@ -54,15 +60,35 @@ def test_auto_goes_on_without_cuda_kernels(build):
         assert build('auto') == [True, False]
 
 
+@pytest.mark.parametrize(
+    ('machine', 'reason'),
+    [
+        (dict(home=None), 'no CUDA toolkit is found'),
+        (dict(torch_cuda='12.6'), 'nvcc is of CUDA 13, but torch of CUDA 12.6'),
+    ],
+)
+def test_toolkit_is_missing_or_does_not_fit(build, machine, reason):
+    with pytest.warns(UserWarning, match=f'without its CUDA kernels .*{reason}') as warned:
+        assert build('auto', **machine) == [False]
+    assert '\n' not in str(warned[0].message)
+
+
+@pytest.mark.parametrize(
+    ('gpus', 'expected'),
+    [
+        ([], '7.5;8.0;9.0+PTX'),
+        ([(9, 0), (8, 7)], '8.7;9.0+PTX'),
+        ([(12, 0)], '9.0+PTX'),  # nvcc does not know it; the driver compiles PTX
+    ],
+)
+def test_gpus_that_nvcc_compiles_for(build, gpus, expected):
+    with pytest.raises(RuntimeError, match='nvcc is broken'):
+        build('1', gpus=gpus)
+    assert os.environ['TORCH_CUDA_ARCH_LIST'] == expected
+
+
 def test_cuda_is_not_wanted(build):
     assert build('0') == [False]
-
-
-def test_forced_fails_as_the_compiler_does(build):
-    with pytest.raises(RuntimeError, match='nvcc is broken'):
-        build('1')
-    # The usual GPUs that nvcc knows, and PTX of the last.
-    assert os.environ['TORCH_CUDA_ARCH_LIST'] == '7.5;8.0;9.0+PTX'
 
 
 def test_bad_value():
@@ -109,6 +135,49 @@ def test_setup_of_mmcv_reads_its_version_on_any_python(tmp_path):
     command = [sys.executable, '-c', code]
     printed = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
     assert printed == '2.1.0\n'
+
+
+@pytest.mark.parametrize(
+    ('printed', 'reason'),
+    [
+        (
+            'OSError: CUDA_HOME environment variable is not set.\nerror: subprocess failed',
+            'OSError: CUDA_HOME environment variable is not set.',
+        ),
+        (
+            '  RuntimeError: \n  The detected CUDA version (11.8) mismatches the version of\n'
+            '  PyTorch (13.0).\n\n  error: subprocess failed',
+            'RuntimeError: The detected CUDA version (11.8) mismatches the version of '
+            'PyTorch (13.0).',
+        ),
+        (
+            "nvcc fatal   : Unsupported gpu architecture 'compute_120'\n"
+            'RuntimeError: Error compiling objects for extension',
+            "nvcc fatal : Unsupported gpu architecture 'compute_120'",
+        ),
+        (
+            'RuntimeError: The current installed version of g++ (5.4.0) is less than (6.0.0)',
+            'RuntimeError: The current installed version of g++ (5.4.0) is less than (6.0.0)',
+        ),
+    ],
+    ids=['no nvcc', 'wrong nvcc', 'new GPU', 'old compiler'],
+)
+def test_mmcv_without_cuda_operators(monkeypatch, tmp_path, capsys, printed, reason):
+    """Compiled for the CPU where it cannot be compiled for the GPU, which one line says."""
+    folder = ROOT / 'requirements' / 'mmcv_build'
+    build = runpy.run_path(str(folder / '__main__.py'))
+    (tmp_path / 'printed').write_text(f'{printed}\n')
+    pip = tmp_path / 'python'
+    fails = f'[ -n "${{CUDA_VISIBLE_DEVICES-gpu}}" ] && cat {tmp_path}/printed && exit 1'
+    pip.write_text(f'#!/bin/sh\n{fails}\nexit 0\n')
+    pip.chmod(0o755)
+    monkeypatch.setattr('sys.executable', str(pip))
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setitem(build['install'].__globals__, 'LOG', tmp_path / 'log')
+    build['main'](['mmcv==2.1.0'])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert f'no CUDA operators ({reason}). Compiling those for the CPU' in lines[1]
 
 
 @pytest.mark.parametrize(

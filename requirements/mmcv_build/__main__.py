@@ -35,16 +35,21 @@ def install(arguments, **environment):
     pip = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    errors = []
     with open(LOG, 'w') as log:
         for line in pip.stdout:
             log.write(line)
             if step := re.match(r' *\[(\d+)/(\d+)\] ', line):
                 print(f'{arguments[0]}: compiled {step[1]} of {step[2]} parts', flush=True)
-            # Of compilers and of Python: "x.cpp:1:2: fatal error: ...", "OSError: ...".
-            elif re.search(r'\b\w*[eE]rror: ', line):
-                errors.append(line.strip())
-    return errors if pip.wait() else None
+    return find_errors(LOG.read_text()) if pip.wait() else None
+
+
+def find_errors(text):
+    """Of compilers, Python and pip: "x.cpp:1:2: error: ...", "nvcc fatal : ...", "OSError: ...".
+
+    The text of some begins on the next line, and has two.
+    """
+    errors = re.findall(r'.*(?:(?i:error): |nvcc fatal)(?:\n.*\n)?.*', text)
+    return [' '.join(error.split()) for error in errors]
 
 
 def main(arguments):
@@ -52,7 +57,7 @@ def main(arguments):
     errors = install(arguments)
     if errors and torch.cuda.is_available():
         print(
-            f'{arguments[0]}: no CUDA operators ({errors[-1]}). Compiling those for the CPU: '
+            f'{arguments[0]}: no CUDA operators ({errors[0]}). Compiling those for the CPU: '
             'detectors will not run on the GPU. To get both, install the CUDA toolkit '
             f'{torch.version.cuda} and remove this environment.',
             flush=True,
