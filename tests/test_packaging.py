@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = (
@@ -196,6 +198,12 @@ def test_compiled_wheel_runs_without_compiler(sdist, tmp_path):
     (wheel,) = tmp_path.glob('*.whl')
     assert '-cp310-abi3-' in wheel.name
     run([*pip, 'install', '--no-deps', '--no-index', '--target', str(site), str(wheel)], tmp_path)
+    (library,) = (site / 'ops_dcnv3').glob('_C*')
+    # registration.py reads it from the file.
+    assert (
+        f'ops_dcnv3 for torch {Version(torch.__version__).base_version}\0'.encode()
+        in library.read_bytes()
+    )
     files = [f'test_{name}.py' for name in ('values', 'arguments')]
     # One dtype of the wheel's kernels; the other tests of the op run on the same ones in place.
     output = run(

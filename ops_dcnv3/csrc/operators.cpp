@@ -4,8 +4,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <tuple>
+
+// registration.py reads it from the file, before it loads what may not fit the torch that is there.
+extern "C" C10_EXPORT const char ops_dcnv3_torch[] = "ops_dcnv3 for torch " TORCH_VERSION;
 
 namespace {
 

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from op_cases import ALL_BACKENDS, KERNELS, device_of, operators, random_inputs
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import ops_dcnv3
-from ops_dcnv3 import available_backends, backends, dcnv3, explain_backend, use_backend
+from ops_dcnv3 import (
+    available_backends,
+    backends,
+    dcnv3,
+    explain_backend,
+    registration,
+    use_backend,
+)
 
 OPTIONS = ([3, 3, 1, 1, 1, 1, 1, 1], 2, 1.0, False, False)
 
@@ -242,6 +250,16 @@ def test_torch_alone():
     assert output.splitlines() == [
         str(getattr(torch.ops.ops_dcnv3, name).default._schema) for name in ('forward', 'backward')
     ]
+
+
+def test_extension_for_another_torch_is_not_loaded(monkeypatch, tmp_path):
+    file = tmp_path / '_C.abi3.so'
+    file.write_bytes(b'\0ops_dcnv3 for torch 1.13.1\0')  # loading it would raise
+    spec = SimpleNamespace(origin=str(file))
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: spec)
+    assert registration._load_extension() == (
+        f'the compiled extension is for torch 1.13, but torch {torch.__version__} is installed'
+    )
 
 
 # The change, the message, and that of the compiled operators if it is another.
