@@ -174,7 +174,7 @@ class InternImageRunner(Runner):
         Raises:
             CheckpointError: It cannot be read, or does not fit.
         """
-        if self._resume and self._shard != osp.isdir(filename):
+        if self._resume and osp.exists(filename) and self._shard != osp.isdir(filename):
             raise CheckpointError(
                 f'{filename} cannot be resumed from: it was saved with'
                 f'{"out" if self._shard else ""} --shard. Do the same, or start from its weights: '
