@@ -48,7 +48,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--fp16', action='store_true', help='compute in float16')
     parser.add_argument('--opset', type=int, default=20, help='ONNX opset (default: 20)')
     parser.add_argument(
-        '--grid-sample', action='store_true', help='for runtimes without the operator DeformConv'
+        '--grid-sample',
+        action='store_true',
+        help='ONNX for runtimes without the operator DeformConv (OpenVINO always has it so)',
     )
     parser.add_argument(
         '--verify', metavar='IMAGE', help='image to compare with PyTorch on (default: noise)'
@@ -79,7 +81,7 @@ class Steps:
 @reports_user_errors
 def main(argv: list[str] | None = None) -> dict[str, str]:
     args = parse_args(argv)
-    export, options = FORMATS[args.to], Options(args.opset, args.fp16, args.grid_sample)
+    export, options = FORMATS[args.to], Options(args.opset, args.fp16, args.grid_sample or None)
     if not args.out.endswith(export.suffix):
         raise UserError(f'--out {args.out} must end in {export.suffix} for --to {args.to}')
     if args.shape and any(n % 32 or n < 64 for n in args.shape):

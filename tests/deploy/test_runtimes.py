@@ -26,11 +26,11 @@ from internimage_mm.deploy import load
 from internimage_mm.deploy.export import (
     Options,
     convert_to_float16,
-    convert_to_openvino,
     describe,
     make_form,
     trace,
     write_onnx,
+    write_openvino,
 )
 from internimage_mm.deploy.exported import use_exported
 
@@ -48,11 +48,12 @@ def export(model, cfg, file, meta=META, shape=None, openvino=True):
     """Files for onnxruntime and OpenVINO."""
     form = make_form(model, cfg, preprocess=False)
     description = describe(form, cfg, meta, shape)
-    write_onnx(trace(form, shape), form, file, description, Options())
+    program = trace(form, shape)
+    write_onnx(program, form, file, description, Options())
     assert_standard(file)
     if not (openvino or ALL):
         return [file]
-    convert_to_openvino(file, file.with_suffix('.xml'), description, fp16=False)
+    write_openvino(program, form, file.with_suffix('.xml'), description, Options())
     return [file, file.with_suffix('.xml')]
 
 
