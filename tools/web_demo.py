@@ -73,17 +73,20 @@ def read(path: str | None) -> np.ndarray:
     import gradio
 
     if path is None:
-        raise gradio.Error('Drop an image first.')
+        raise gradio.Error('Drop an image first.', print_exception=False)
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise gradio.Error(
                     f'The image has {image.width}x{image.height} pixels, more than '
-                    f'{MAX_PIXELS / 1e6:.0f} million: tools/image_demo.py --tile takes it.'
+                    f'{MAX_PIXELS / 1e6:.0f} million: tools/image_demo.py --tile takes it.',
+                    print_exception=False,
                 )
             return np.array(ImageOps.exif_transpose(image).convert('RGB'))
     except (OSError, Image.DecompressionBombError) as error:
-        raise gradio.Error('This is not an image that can be read.') from error
+        raise gradio.Error(
+            'This is not an image that can be read.', print_exception=False
+        ) from error
 
 
 class Server:
