@@ -9,12 +9,16 @@
 # make clean     remove what was built and generated, except the environments
 #
 # Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
-#   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases
+#   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases (classic);
+#                  the default on Python 3.14, which classic does not run on
 #   PYTHON=...     the Python for the environment (3.10 to 3.12; newer ones are not tested yet)
 #   TORCH=...      the torch that the wheel is for
 
-STACK ?= classic
 PYTHON ?= python3
+ifndef STACK
+# The mmengine of the classic stack calls what Python 3.14 does not have any more.
+STACK := $(shell $(PYTHON) -c 'import sys; print("onedl" if sys.version_info >= (3, 14) else "classic")' || echo classic)
+endif
 # The comparisons with official outputs of each room, without the slowest cases.
 QUICK = tests/ops/test_values.py tests/ops/test_arguments.py tests/ops/test_layer.py \
   tests/backbones/test_golden.py tests/checkpoint/test_loading.py tests/checkpoint/test_convert.py \
@@ -84,7 +88,7 @@ endif
 # newer than the stamp.
 $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements/constraints.txt \
   $(wildcard $(VENV)/lib/python*/site-packages/torch/version.py)
-	@$(PYTHON) requirements/check_machine.py
+	@$(PYTHON) requirements/check_machine.py $(STACK)
 	@echo "$(VENV): $$($(PYTHON) -V), STACK=$(STACK)"
 	@[ ! -f $(VENV)/pyvenv.cfg ] || [ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" ] || rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)

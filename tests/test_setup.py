@@ -191,3 +191,18 @@ def test_make_says_what_the_machine_lacks(compiler, message):
     assert result.returncode == 1
     assert result.stderr.startswith(message)
     assert result.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('version', 'message'),
+    [
+        ((3, 9), 'is Python 3.9, but 3.10 to 3.14 is needed'),
+        ((3, 15), 'is Python 3.15, but 3.10 to 3.14 is needed'),
+        ((3, 14), 'is Python 3.14, on which mmengine 0.10.7 does not run: make STACK=onedl'),
+    ],
+)
+def test_make_says_which_python_it_needs(monkeypatch, version, message):
+    monkeypatch.setattr('sys.version_info', (*version, 0, 'final', 0))
+    monkeypatch.setattr('sys.argv', ['check_machine.py', 'classic'])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(ROOT / 'requirements' / 'check_machine.py'))
