@@ -2,7 +2,9 @@
 
 import argparse
 
+import torch.distributed
 from mmengine.device import get_device
+from mmengine.dist import is_distributed
 
 from internimage_mm.commands import (
     UserError,
@@ -95,3 +97,5 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == '__main__':
     main()
+    if is_distributed():  # its threads may not outlive the interpreter
+        torch.distributed.destroy_process_group()

@@ -157,6 +157,7 @@ class InternImageRunner(Runner):
             if self._shard:  # the trained model as one ordinary file
                 meta = dict(epoch=self.epoch, iter=self.iter)
                 self.save_checkpoint(self.work_dir, 'final.pth', save_optimizer=False, meta=meta)
+                barrier()  # a process that fails on its way out would make torchrun end the others
         return model
 
     def _init_model_weights(self) -> None:
