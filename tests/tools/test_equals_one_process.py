@@ -67,6 +67,7 @@ def dino(detector_config):
     content['annotations'] = list(first.values())
     data.ann_file = str(Path(data.ann_file).with_name('one_object.json'))
     Path(data.data_root, data.ann_file).write_text(json.dumps(content))
+    cfg.model.num_queries = 193  # everywhere: a choice may turn on the last bit
     cfg.model.dn_cfg = dict(
         label_noise_scale=1e-12, box_noise_scale=1e-12, group_cfg=dict(dynamic=False, num_groups=2)
     )
@@ -103,6 +104,7 @@ def training_config(kind, iterations, detector_config, segmentor_config, folder)
     cfg.param_scheduler = []
     cfg.dump(path)
     model = build_model(Config.fromfile(path))
+    torch.manual_seed(0)
     model.init_weights()
     for name, parameter in model.named_parameters():
         if 'offset' in name:  # by default on the pixels, where the gradient is not continuous
