@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.export.graph_signature import InputKind
 
 
 def define_torchvision_schemas() -> None:
@@ -79,9 +80,17 @@ def compile_package(
         RuntimeError: This PyTorch cannot do it.
     """
     compile_and_package = _inductor('aoti_compile_and_package')
-    # By default the number of threads of this process is compiled in.
-    settings = {'aot_inductor.metadata': metadata, 'cpp.dynamic_threads': True}
-    compile_and_package(program, package_path=str(file), inductor_configs=settings)
+    settings = {
+        'aot_inductor.metadata': metadata,
+        'cpp.dynamic_threads': True,  # by default the number of this process is compiled in
+        'freezing': True,  # weights are constants, which oneDNN lays out once, not in each call
+    }
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == InputKind.CONSTANT_TENSOR:  # freezing loses these, and keeps buffers
+            spec.kind, spec.persistent = InputKind.BUFFER, True
+            program.state_dict[spec.target] = program.constants.pop(spec.target)
+    with torch.no_grad():  # else freezing does nothing
+        compile_and_package(program, package_path=str(file), inductor_configs=settings)
 
 
 def load_package(file: str | Path) -> tuple[Callable, dict[str, str]]:

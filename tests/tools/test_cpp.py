@@ -1,6 +1,6 @@
 """examples/cpp: a program without Python finds in a picture what Python finds.
 
-``make test`` does a detector; ``GOLDEN_EXPORTS=all`` also a segmentor, which takes as long again.
+``make test`` does a detector; ``GOLDEN_EXPORTS=all`` also a segmentor and a classifier.
 """
 
 import importlib.util
@@ -17,9 +17,12 @@ from internimage_mm.deploy import load
 
 from .conftest import ROOT, run_tool
 from .test_end_to_end import official
+from .test_inferencers import tiny_classifier
 
 OPERATORS = importlib.util.find_spec('ops_dcnv3._C')
-ALL = os.environ.get('GOLDEN_EXPORTS') == 'all'
+LONG = pytest.mark.skipif(
+    os.environ.get('GOLDEN_EXPORTS') != 'all', reason='takes a minute; GOLDEN_EXPORTS=all does it'
+)
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +81,7 @@ def test_detector(program, detector_config, tmp_path):
     assert result.returncode == 1 and 'at most 96x96, got 96x97' in result.stderr
 
 
-@pytest.mark.skipif(not ALL, reason='takes a minute; GOLDEN_EXPORTS=all does it')
+@LONG
 def test_segmentor(program, segmentor_config, tmp_path):
     predictor, differences = export(segmentor_config, tmp_path, 64, 64)
     assert differences == {'equal pixels': '100.0000%'}
@@ -92,3 +95,20 @@ def test_segmentor(program, segmentor_config, tmp_path):
     expected = predictor(picture)['labels']
     assert (labels != expected).mean() <= 1e-4
     assert len(np.unique(expected)) > 1
+
+
+@LONG
+def test_classifier(program, tmp_path):
+    config, cfg = tmp_path / 'classifier.py', tiny_classifier()
+    cfg.test_dataloader.dataset.data_root = str(tmp_path)
+    cfg.dump(config)
+    predictor, differences = export(config, tmp_path, 224, 224)
+    assert float(differences['largest difference of a score']) < 1e-6
+    picture = picture_of(tmp_path, 224, 224)
+    result = run(program, OPERATORS.origin, tmp_path / 'model.pt2', tmp_path / 'picture.ppm')
+    assert result.returncode == 0, result.stderr
+    found = [line.rsplit(maxsplit=1) for line in result.stdout.splitlines()]
+    (expected,) = predictor.run(image=predictor.prepare(picture))['scores']
+    best = expected.argsort()[::-1][:5]
+    assert [name for name, _ in found] == [predictor.classes[i] for i in best]
+    np.testing.assert_allclose(np.float32([x for _, x in found]), expected[best], rtol=0, atol=1e-6)

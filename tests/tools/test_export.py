@@ -1,5 +1,9 @@
-"""Exporting with the tools, and running the file: by the tools, and without PyTorch."""
+"""Exporting with the tools, and running the file: by the tools, and without PyTorch.
 
+``GOLDEN_EXPORTS=all`` also compiles a package of DINO, which takes minutes.
+"""
+
+import os
 import pickle
 import subprocess
 import sys
@@ -14,12 +18,14 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
 from internimage_mm.deploy import load
-from internimage_mm.deploy.export import Options, describe, make_form, trace, write_onnx
+from internimage_mm.deploy.export import FORMATS, Options, describe, make_form, trace
 from internimage_mm.training import build_model
 
 from .conftest import ROOT, error_of, run_tool
 from .test_end_to_end import official
 from .test_inferencers import tiny_dino, tiny_mask2former
+
+KINDS = ['onnx', 'pt2'] if os.environ.get('GOLDEN_EXPORTS') == 'all' else ['onnx']
 
 WITHOUT_PYTORCH = """
 import runpy, sys
@@ -92,9 +98,9 @@ def test_exported_segmentor(segmentor_config, mini_ade20k, tmp_path):
     assert sum(float(line.split()[-1][:-1]) for line in printed) == pytest.approx(100, abs=1)
 
 
-def exported(model, cfg, file, shape=None):
-    form = make_form(model, cfg, preprocess=False)
-    write_onnx(trace(form, shape), form, file, describe(form, cfg, {}, shape), Options())
+def exported(model, cfg, folder, shape=None, kind='onnx'):
+    form, file = make_form(model, cfg, preprocess=False), folder / f'model{FORMATS[kind].suffix}'
+    FORMATS[kind].write(trace(form, shape), form, file, describe(form, cfg, {}, shape), Options())
     return load(file)
 
 
@@ -102,8 +108,9 @@ def built(cfg):
     return revert_sync_batchnorm(with_golden_weights(build_model(cfg))).eval()
 
 
+@pytest.mark.parametrize('kind', KINDS)
 @torch.no_grad()
-def test_dino_with_padding(detector_config, tmp_path):
+def test_dino_with_padding(kind, detector_config, tmp_path):
     cfg = tiny_dino(detector_config)
     cfg.model.encoder.num_layers = cfg.model.decoder.num_layers = 1
     model = built(cfg)
@@ -111,7 +118,7 @@ def test_dino_with_padding(detector_config, tmp_path):
     images[:, :, 70:] = images[:, :, :, 149:] = 0
     info = dict(img_shape=(70, 149), batch_input_shape=(96, 160))
     expected = model.predict(images, [DetDataSample(metainfo=info)], rescale=False)[0]
-    predictor = exported(model, cfg, tmp_path / 'model.onnx', (96, 160))
+    predictor = exported(model, cfg, tmp_path, (96, 160), kind)
     found = predictor.run(image=images.numpy(), image_size=np.array([info['img_shape']]))
     expected = expected.pred_instances
     np.testing.assert_array_equal(found['labels'][0], expected.labels)
@@ -127,7 +134,7 @@ def test_mask2former(segmentor_config, tmp_path):
     model = built(cfg)
     images = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     expected = model.decode_head.semantic_map(model.extract_feat(images))
-    predictor = exported(model, cfg, tmp_path / 'model.onnx', (96, 160))
+    predictor = exported(model, cfg, tmp_path, (96, 160))
     scores = predictor.run(image=images.numpy())['scores']
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
 
@@ -140,7 +147,7 @@ def test_no_detections(detector_config, tmp_path):
     cfg.model.data_preprocessor.pop('mean'), cfg.model.data_preprocessor.pop('std')
     data = cfg.test_dataloader
     data.dataset = dict(type='ConcatDataset', datasets=[data.dataset])
-    predictor = exported(built(cfg), cfg, tmp_path / 'model.onnx', (64, 96))
+    predictor = exported(built(cfg), cfg, tmp_path, (64, 96))
     found = predictor(np.zeros((60, 90, 3), np.uint8))
     assert {name: x.shape for name, x in found.items()} == {
         'boxes': (0, 4), 'scores': (0,), 'labels': (0,), 'masks': (0, 60, 90)
