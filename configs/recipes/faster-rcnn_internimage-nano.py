@@ -10,7 +10,6 @@ model = dict(
         groups=[2, 4, 8, 16],
         mlp_ratio=2.0,
         drop_path_rate=0.0,
-        norm_layer='BN',
     ),
     neck=dict(
         in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4, norm_cfg=dict(type='BN')
