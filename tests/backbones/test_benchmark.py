@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from internimage_mm import benchmark as models
+from internimage_mm import benchmark_exported
 from internimage_mm.benchmark import main
 from ops_dcnv3 import backends
 
@@ -142,3 +143,17 @@ def test_beside_without_a_name_means_none(tmp_path):
     main([*ARGUMENTS, '--beside', '--json', str(out)])
     rows = json.loads(out.read_text())['rows']
     assert [row['model'] for row in rows] == ['internimage-tiny'] * 2
+
+
+def test_times_exported_backbones_that_compute_the_same(tmp_path, monkeypatch):
+    out = tmp_path / 'out.json'
+    arguments = ['--model', 'internimage-tiny', '--runtime', 'onnxruntime', '--image', '64,96']
+    arguments += ['--seconds', '0', '--folder', str(tmp_path), '--json', str(out)]
+    benchmark_exported.main(arguments)
+    eager, exported = json.loads(out.read_text())['rows']
+    assert (eager['runtime'], exported['runtime']) == ('PyTorch', 'onnxruntime')
+    assert 0 < exported['error'] < 1e-5
+    assert min(eager['ms'], exported['ms']) > 0
+    monkeypatch.setattr(benchmark_exported, 'TOLERANCE', 0)
+    with pytest.raises(RuntimeError, match='internimage-tiny in onnxruntime is wrong by'):
+        benchmark_exported.main(arguments)

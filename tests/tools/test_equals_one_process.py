@@ -217,6 +217,7 @@ if LONG:
     def test_loading_a_large_file(tmp_path, segmentor_config):
         """InternImage-G with fewer blocks, beside InternImage-T."""
         fewer = dict(depths=[1, 1, 8, 1], level2_post_norm_block_ids=[5])
+        found = []
         for arch, channels, changes in (('tiny', 64, {}), ('giant', 512, fewer)):
             config = large_model(segmentor_config, tmp_path, channels, arch=arch, **changes)
             weights = tmp_path / f'{arch}.pth'
@@ -224,4 +225,9 @@ if LONG:
             options = ('custom_hooks.0.type=Stop', f'load_from={weights}')
             args = (2, '--shard', '--work-dir', tmp_path, '--cfg-options', *options)
             most = most_memory(start('dist_train.sh', config, *args))
-            print(f'{arch}, {weights.stat().st_size / 2**20:.0f} MiB in the file:', most)
+            size = weights.stat().st_size / 2**20
+            print(f'{arch}, {size:.0f} MiB in the file:', most)
+            found.append(most)
+        # The main process has the whole model and its share at most, the other twice its share.
+        for rank, limit in (('0', 1.5 * size), ('1', size)):
+            assert found[1][rank] - found[0][rank] < limit
