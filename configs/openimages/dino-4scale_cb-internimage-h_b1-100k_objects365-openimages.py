@@ -6,6 +6,7 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=601))
+tta_model = dict(max_per_img=300)  # as without augmentation
 
 train_cfg = dict(max_iters=100000, val_interval=2000)
 default_hooks = dict(checkpoint=dict(interval=2000, save_best='openimages/AP50'))

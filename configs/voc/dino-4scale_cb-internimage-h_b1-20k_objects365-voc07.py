@@ -6,6 +6,7 @@ _base_ = [
 ]
 
 model = dict(bbox_head=dict(num_classes=20))
+tta_model = dict(max_per_img=300)  # as without augmentation
 
 train_cfg = dict(val_interval=500)
 optim_wrapper = dict(optimizer=dict(lr=0.00005))

@@ -1,26 +1,33 @@
 """Testing detectors with augmentation: the settings of the configs, and the model that fuses."""
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from golden_detseg import ROOT
+from mmcv.transforms import Compose
+from mmdet.registry import METRICS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from internimage_mm.det import FusedDetTTA
 
-CONFIGS = sorted(p for data in ('coco', 'lvis') for p in (ROOT / 'configs' / data).glob('*.py'))
+FOLDERS = ('coco', 'crowdhuman', 'lvis', 'objects365', 'openimages', 'voc')
+CONFIGS = sorted(p for data in FOLDERS for p in (ROOT / 'configs' / data).glob('*.py'))
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_scales_about_that_of_the_test(path):
     cfg = Config.fromfile(path)
     assert cfg.tta_model.type == 'FusedDetTTA'
-    # What the benchmarks count of an image.
-    counted = 300 if 'lvis' in path.parts else 100
+    # What the benchmarks count of an image; VOC and OpenImages count all that the model gives.
+    counted = 300 if {'lvis', 'openimages', 'voc'} & set(path.parts) else 100
     assert cfg.tta_model.get('max_per_img', 100) == counted
-    resizes, flips, _ = cfg.tta_pipeline[1].transforms
+    resizes, flips, *_ = cfg.tta_pipeline[1].transforms
     scales = [resize.scale for resize in resizes]
     (tested,) = (t.scale for t in cfg.test_pipeline if t.type == 'Resize')
     assert tested in scales and scales == sorted(scales)
@@ -54,6 +61,24 @@ def fuse(views, flips, **settings):
     data = dict(inputs=[[torch.zeros(3, 20, 30)]] * len(flips), data_samples=samples)
     (sample,) = FusedDetTTA(module=Detector(views), **settings).test_step(data)
     return sample.pred_instances
+
+
+@pytest.mark.parametrize('data', ['openimages', 'voc'])
+def test_metrics_that_compare_with_the_sample(data, tmp_path):
+    """The boxes that a sample brings are those of the image, whatever its augmentation."""
+    cfg = Config.fromfile(next((ROOT / 'configs' / data).glob('*.py')))
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((50, 100, 3), np.uint8))
+    box = dict(bbox=[20, 10, 60, 40], bbox_label=3, ignore_flag=0, is_group_of=False)
+    image = dict(img_path=str(tmp_path / 'a.png'), img_id=0, instances=[box])
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        augment, metric = Compose(cfg.tta_pipeline), METRICS.build(cfg.test_evaluator)
+    batch = pseudo_collate([augment({**image, 'image_level_labels': [3]})])
+    views = [[([left, 10.0, left + 40, 40.0], 0.9, 3, None)] for left in (20.0, 40.0) * 3]
+    (sample,) = FusedDetTTA(module=Detector(views)).test_step(batch)
+    classes = [f'class {i}' for i in range(5)]
+    metric.dataset_meta = dict(classes=classes, RELATION_MATRIX=np.eye(5), dataset_type='VOC2007')
+    metric.process({}, [sample.to_dict()])
+    assert set(metric.evaluate(1).values()) == {1.0}
 
 
 def mask(left, top, right, bottom):

@@ -1,6 +1,6 @@
 # LVIS v1 has no images of its own: file names in its annotations start with the folder of COCO
 # (train2017 or val2017).
-_base_ = './tta_1333x800.py'
+_base_ = './tta_2000x1000.py'
 
 dataset_type = 'LVISV1Dataset'
 data_root = 'data/lvis_v1/'
@@ -21,11 +21,6 @@ test_pipeline = [
         type='PackDetInputs',
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
-]
-tta_pipeline = _base_.tta_pipeline
-tta_pipeline[1]['transforms'][0] = [
-    dict(type='Resize', scale=scale, keep_ratio=True)
-    for scale in ((1600, 800), (2000, 1000), (2400, 1200))
 ]
 
 train_dataloader = dict(

@@ -1,3 +1,5 @@
+_base_ = './tta_2000x1000.py'
+
 dataset_type = 'OpenImagesDataset'
 data_root = 'data/OpenImages/'
 
@@ -28,6 +30,12 @@ test_pipeline = [
         ),
     ),
 ]
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1]['transforms'][2][0]['meta_keys'] = (
+    *test_pipeline[-1]['meta_keys'],
+    'flip',
+    'flip_direction',
+)
 
 train_dataloader = dict(
     batch_size=1,

@@ -1,4 +1,6 @@
 # Training on VOC 2007 + 2012 trainval, test on VOC 2007.
+_base_ = './tta_2000x1000.py'
+
 dataset_type = 'VOCDataset'
 data_root = 'data/VOCdevkit/'
 
@@ -18,6 +20,9 @@ test_pipeline = [
         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
     ),
 ]
+tta_pipeline = _base_.tta_pipeline
+# VOCMetric compares with the boxes that a sample brings.
+tta_pipeline[1]['transforms'].insert(2, [dict(type='LoadAnnotations', with_bbox=True)])
 
 train_dataloader = dict(
     batch_size=1,
