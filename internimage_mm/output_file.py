@@ -28,13 +28,14 @@ def renamed_when_complete(target: str | Path) -> Iterator[Path]:
     """Give a name to write to, and rename what was written if nothing is raised.
 
     Args:
-        target: The file to make or replace; its folder exists. A symbolic link stays, and the file
-            that it names is written.
+        target: The file to make or replace, and the folders that it is in. A symbolic link stays,
+            and the file that it names is written.
 
     Raises:
         OSError: As :func:`output_file`; or the file cannot be renamed.
     """
     path = output_file(target)
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'{path.name}.unfinished')
     try:
         yield unfinished
@@ -55,12 +56,20 @@ def folder_moved_when_complete(target: str | Path) -> Iterator[Path]:
             os.replace(file, path.with_name(file.name))
 
 
-def check_output(path: str | Path) -> None:
-    """Raise a :class:`UserError` if there is something at ``path`` that is no regular file."""
+def check_output(path: str | Path, source: str | Path | None = None) -> None:
+    """Check that a file can be written, before long work.
+
+    Raises:
+        UserError: There is something at ``path`` that is no regular file, its folder cannot be
+            made, or it is the file ``source``, which is to be kept.
+    """
     try:
         output_file(path)
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error}') from error
+    check_folder(Path(path).parent)
+    if source and os.path.exists(path) and os.path.samefile(path, source):
+        raise UserError(f'{path} cannot be written: it is the file that is read')
 
 
 def check_folder(path: str | Path) -> None:
@@ -77,7 +86,6 @@ def write_text(path: str | Path, text: str) -> None:
         UserError: It cannot be written.
     """
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with renamed_when_complete(path) as unfinished:
             unfinished.write_text(text, encoding='utf-8')
     except OSError as error:

@@ -4,7 +4,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from internimage_mm.commands import UserError, check_folder, check_output, reports_user_errors
+from internimage_mm.commands import UserError, check_output, reports_user_errors
 from internimage_mm.data.boxes import COLUMNS, read_csv, read_voc, write_coco
 
 
@@ -39,7 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.boxes.exists():
         raise UserError(f'{args.boxes} does not exist')
-    check_folder(args.out.parent)
     check_output(args.out)
     is_folder = args.boxes.is_dir()
     images = args.images or (args.boxes if is_folder else args.boxes.parent)

@@ -16,7 +16,10 @@ from mmengine.config import Config
 from internimage_mm.commands import (
     UserError,
     add_config_options,
+    add_device,
+    check_figure,
     check_output,
+    chosen_device,
     load_config,
     reports_user_errors,
 )
@@ -53,9 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--out', help='the picture to write, e.g. out.png')
     parser.add_argument('--html', help='the web page to write')
-    parser.add_argument(
-        '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
-    )
+    add_device(parser)
     add_config_options(parser, 'model.backbone.with_cp=True')
     return parser.parse_args(argv)
 
@@ -144,11 +145,15 @@ def main(argv: list[str] | None = None) -> dict[float, float]:
     args = parse_args(argv)
     if not osp.exists(args.image):
         raise UserError(f'image {args.image} does not exist')
-    for path in filter(None, (args.out, args.html)):
-        check_output(path)
+    if args.out:
+        check_figure(args.out, args.image)
+    if args.html:
+        check_output(args.html, args.image)
+    if args.size is not None and args.size < 1:
+        raise UserError(f'--size must be at least 1 pixel, got {args.size}')
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    device = chosen_device(args)
     model = build(cfg, args.checkpoint, device)
     try:
         stages = ends(model.backbone)[1].depths

@@ -15,7 +15,6 @@ import numpy as np
 from internimage_mm.commands import (
     UserError,
     add_config_options,
-    check_folder,
     check_output,
     load_config,
     reports_user_errors,
@@ -89,7 +88,6 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
     if args.verify and cv2.imread(args.verify) is None:
         raise UserError(f'--verify {args.verify} is no image that OpenCV can read')
     check_output(args.out)
-    check_folder(osp.dirname(args.out))
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
     if 'test_dataloader' not in cfg:

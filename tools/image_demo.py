@@ -15,8 +15,10 @@ from rich.progress import track
 from internimage_mm.commands import (
     UserError,
     add_config_options,
+    add_device,
     check_folder,
     check_output,
+    chosen_device,
     load_config,
     reports_user_errors,
 )
@@ -63,9 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='part of its side that a tile shares with the next one; objects should be smaller '
         'than 3/4 of that (default: 0.2)',
     )
-    parser.add_argument(
-        '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
-    )
+    add_device(parser)
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='least score of a detection (default: 0.3)'
     )
@@ -172,9 +172,11 @@ def images_of(args: argparse.Namespace) -> dict[str, str | None]:
             raise UserError(f'{image} is not an image or video that OpenCV can read')
         elif out and suffix not in VIDEO_CODECS:
             raise UserError(f'--out {out} is not the name of a video: {", ".join(VIDEO_CODECS)}')
-    for file in (*pictures.values(), args.json):
+    for source, file in pictures.items():
         if file:
-            check_output(file)
+            check_output(file, source)
+    if args.json:
+        check_output(args.json, image)
     return pictures
 
 
@@ -191,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     video = not (osp.isdir(args.image) or is_picture(args.image))
     if cfg.default_scope == 'mmpretrain' and (video or args.tile):
         raise UserError('a classifier takes whole images: no video, no --tile')
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    device = chosen_device(args)
     model = load_model(cfg, args.checkpoint, device)
     predict = None
     if cfg.default_scope != 'mmpretrain':

@@ -5,7 +5,7 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from internimage_mm.commands import UserError, check_output, reports_user_errors
+from internimage_mm.commands import UserError, check_figure, reports_user_errors
 
 
 def read_curves(work_dir: Path) -> tuple[dict[str, dict], dict[str, dict]]:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         help='losses and metrics to draw',
     )
     args = parser.parse_args(argv)
-    check_output(args.out)
+    check_figure(args.out)
     curves = {folder: read_curves(folder) for folder in args.work_dirs}
 
     import matplotlib
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             panel.legend()
     if not any(panel.lines for panel in panels):
         raise UserError(f'none of {", ".join(args.keys)} was logged; there are {", ".join(known)}')
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=100)
     print(f'{args.out} written')
 

@@ -14,7 +14,13 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image, ImageOps
 
-from internimage_mm.commands import UserError, load_config, reports_user_errors
+from internimage_mm.commands import (
+    UserError,
+    add_device,
+    chosen_device,
+    load_config,
+    reports_user_errors,
+)
 from internimage_mm.commands.inference import check_scope, infer, load_model
 from internimage_mm.commands.pictures import TiledPredictor
 from internimage_mm.tiles import Picture, divide
@@ -42,9 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--host', default='127.0.0.1', help='address to listen on (this machine)')
     parser.add_argument('--port', type=int, default=7860, help='port (7860)')
-    parser.add_argument(
-        '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
-    )
+    add_device(parser)
     parser.add_argument(
         '--score-thr',
         type=float,
@@ -190,7 +194,7 @@ def build_page(server: Server, score_thr: float) -> Any:
 @reports_user_errors
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    device = chosen_device(args)
     try:
         import gradio  # noqa: F401
     except ImportError as error:

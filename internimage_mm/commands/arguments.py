@@ -2,11 +2,14 @@
 
 import argparse
 import os
+from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import DictAction
 
 from ..errors import UserError
+from ..output_file import check_output
 
 # Where a launcher notes which process this is.
 _RANK = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -31,6 +34,41 @@ def add_config_options(parser: argparse.ArgumentParser, example: str) -> None:
         metavar='KEY=VALUE',
         help=f'settings that override the config: {example}',
     )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device``, which :func:`chosen_device` reads."""
+    parser.add_argument(
+        '--device', help='e.g. cpu or cuda:0 (default: the first GPU if there is one)'
+    )
+
+
+def chosen_device(args: argparse.Namespace) -> str:
+    """The device of ``--device``; by default the first GPU, else the CPU.
+
+    Raises:
+        UserError: PyTorch has no such device.
+    """
+    device = args.device or ('cuda:0' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f'--device {device}: {str(error).splitlines()[0]}') from error
+    return device
+
+
+def check_figure(path: str, source: str | None = None) -> None:
+    """Raise a :class:`UserError` if matplotlib cannot write a picture under this name.
+
+    Args:
+        path: The picture.
+        source: As of :func:`check_output`.
+    """
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if Path(path).suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f'--out {path} is not the name of an image file, such as out.png')
+    check_output(path, source)
 
 
 def add_launcher(parser: argparse.ArgumentParser) -> None:

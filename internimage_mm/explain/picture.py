@@ -28,7 +28,8 @@ def draw(
     """Draw the points of a block, its trace to the image, and its effective receptive field.
 
     Args:
-        path: The file to write; matplotlib writes the format that its suffix names.
+        path: The file to write, and the folders that it is in; matplotlib writes the format that
+            its suffix names.
         image: (H, W, 3), RGB, as large as the recorded one.
         recording: Where the backbone samples that image.
         contribution: What :func:`receptive_field` returns for the block and the pixel.
@@ -80,6 +81,7 @@ def draw(
     for axes in (points_axes, trace_axes, field_axes):
         axes.plot(*center, '+', color='white', markersize=14, markeredgewidth=3)
         axes.plot(*center, '+', color='black', markersize=12, markeredgewidth=1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)
 
 

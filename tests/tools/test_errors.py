@@ -127,7 +127,10 @@ MISTAKES = [
     ('image_demo {image} {segmentor} x.pth --out o.png --overlap 0.6', 'from 0 to 0.5, got 0.6'),
     ('image_demo {image} {segmentor} {trained} --out o.png model.backbone.depths=[1,1,3,1]',
      'depths 1-1-2-1; the model 16 channels, depths 1-1-3-1'),
+    ('image_demo {image} {segmentor} {trained} --out o.png --device gpu', '--device gpu: Expected'),
     # What is there and cannot be written.
+    ('image_demo {image} {segmentor} x.pth --out {image}', 'it is the file that is read'),
+    ('image_demo {image} {segmentor} x.pth --out fifo/o.png', 'fifo cannot be a folder'),
     ('image_demo {image} {segmentor} x.pth --out fifo.png',
      'fifo.png cannot be written: it exists and is not a regular file'),
     ('test {segmentor} {trained} --out fifo.pkl', 'fifo.pkl cannot be written: it exists and'),

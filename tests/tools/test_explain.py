@@ -29,9 +29,9 @@ def test_picture_and_page(tmp_path, capsys, image, library, detector_config, seg
     torch.save({'state_dict': build_model(Config.fromfile(config)).state_dict()}, checkpoint)
     figures = run_tool(
         'explain', image, config, checkpoint, '--point', 40, 20, '--stage', 1,
-        '--out', tmp_path / 'out.png', '--html', tmp_path / 'out.html',
+        '--out', tmp_path / 'new' / 'out.png', '--html', tmp_path / 'out.html',
     )  # fmt: skip
-    height, width = cv2.imread(str(tmp_path / 'out.png')).shape[:2]
+    height, width = cv2.imread(str(tmp_path / 'new' / 'out.png')).shape[:2]
     assert width == 1260 and height > 300
     text = (tmp_path / 'out.html').read_text()
     assert (
@@ -58,6 +58,9 @@ def test_mistakes(tmp_path, image):
     assert 'has blocks 0 to 1, got --block 2' in message('--block', 2)
     assert '--stage must be 0 to 3, got 4' in message('--stage', 4)
     assert 'is outside' in message('--point', 90, 20)
+    assert '--size must be at least 1 pixel, got 0' in message('--size', 0)
+    assert 'not the name of an image file' in message('--out', 'picture.xyz')
+    assert 'it is the file that is read' in message('--out', image)
     assert 'for one image' in error_of(
         'explain', tmp_path, CLASSIFIER, 'random', '--html', tmp_path / 'a.html'
     )
