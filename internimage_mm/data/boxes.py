@@ -126,7 +126,8 @@ def write_coco(
                 left, top, right, bottom = part.box
                 file_name = name
                 if tile:
-                    file_name = f'{Path(name).stem}_{left}_{top}.png'
+                    stem = Path(name).with_suffix('').as_posix().replace('/', '_')
+                    file_name = f'{stem}_{left}_{top}.png'
                     write_image(out.with_suffix('') / file_name, pixels[top:bottom, left:right])
                 image = {'id': len(content['images']) + 1, 'file_name': file_name}
                 content['images'].append({**image, 'width': right - left, 'height': bottom - top})

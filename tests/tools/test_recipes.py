@@ -106,8 +106,11 @@ def test_tiles_of_images_with_boxes(tmp_path):
     boxes = [(10, 10, 30, 40), (70, 20, 110, 50), (85, 100, 125, 140), (200, 120, 230, 150)]
     for left, top, right, bottom in boxes:
         pixels[top:bottom, left:right] = 255
-    cv2.imwrite(str(tmp_path / 'a.png'), pixels)
-    write_csv(tmp_path / 'a.csv', {'a.png': [(*box, 'thing') for box in boxes]})
+    for day, content in (('1', pixels), ('2', pixels & 0)):  # two images of one name
+        (tmp_path / day).mkdir()
+        cv2.imwrite(str(tmp_path / day / 'a.png'), content)
+    found = {'1/a.png': [(*box, 'thing') for box in boxes], '2/a.png': []}
+    write_csv(tmp_path / 'a.csv', found)
     arguments = [str(tmp_path / 'a.csv'), str(tmp_path / 'tiles.json')]
     load_tool('convert_boxes').main([*arguments, '--tile', '100', '--overlap', '0.2'])
     seen = 0
@@ -115,7 +118,7 @@ def test_tiles_of_images_with_boxes(tmp_path):
         tile = cv2.imread(str(tmp_path / 'tiles' / name))[..., 0]
         assert tile.shape == (100, 100)
         stats = cv2.connectedComponentsWithStats(tile)[2][1:]
-        left, top = map(int, Path(name).stem.split('_')[1:])
+        left, top = map(int, Path(name).stem.split('_')[2:])
         expected = []
         for x, y, w, h, area in stats:
             (box,) = [b for b in boxes if b[0] <= left + x < b[2] and b[1] <= top + y < b[3]]
