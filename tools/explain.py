@@ -5,7 +5,6 @@ receptive field of the central pixel, averaged over them.
 """
 
 import argparse
-import os
 import os.path as osp
 
 import cv2
@@ -27,6 +26,7 @@ from internimage_mm.commands.inference import check_scope, load_model
 from internimage_mm.deploy.exported import is_exported
 from internimage_mm.explain import areas, draw, receptive_field, record, write_page
 from internimage_mm.explain.sampling import STEM_STRIDE, ends
+from internimage_mm.tiles import pictures_in
 from internimage_mm.training import build_model
 
 RANDOM = 'random'
@@ -118,11 +118,7 @@ def explain_folder(
 ) -> dict:
     if args.out or args.html or args.point:
         raise UserError('--out, --html and --point are for one image, not for a folder')
-    names = sorted(entry.name for entry in os.scandir(args.image) if entry.is_file())
-    paths = [osp.join(args.image, name) for name in names]
-    paths = [path for path in paths if cv2.imread(path) is not None]
-    if not paths:
-        raise UserError(f'the folder {args.image} has no image that OpenCV can read')
+    paths = pictures_in(args.image)
     size, stride = args.size or 512, STEM_STRIDE * 2**stage
     center = round(size / STRIDE) * STRIDE // stride // 2
     total = sum(

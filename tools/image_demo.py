@@ -5,10 +5,11 @@ Large images are divided into tiles (--tile); the results are merged into one.
 
 import argparse
 import json
-import os
 import os.path as osp
+from collections.abc import Iterator
 
 import cv2
+import numpy as np
 import torch
 from rich.progress import track
 
@@ -22,7 +23,7 @@ from internimage_mm.commands import (
     load_config,
     reports_user_errors,
 )
-from internimage_mm.commands.inference import check_scope, infer, load_model
+from internimage_mm.commands.inference import best_classes, check_scope, infer, load_model
 from internimage_mm.commands.pictures import TiledPredictor
 from internimage_mm.output_file import write_text
 from internimage_mm.tiles import (
@@ -34,6 +35,7 @@ from internimage_mm.tiles import (
     is_picture,
     open_canvas,
     open_picture,
+    pictures_in,
 )
 
 
@@ -81,19 +83,12 @@ def classify(model: torch.nn.Module, image_path: str, out: str | None) -> list[d
     from mmpretrain.visualization import UniversalVisualizer
 
     result = infer(model, image_path)
-    best = result.pred_score.topk(min(5, len(result.pred_score)))
-    classes = model.dataset_meta.get('classes')
-    records = [
-        {'category': classes[label] if classes else f'class {label}', 'score': round(score, 5)}
-        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    records = best_classes(model, result)
     for record in records:
         print(f'{record["score"]:.3f}  {record["category"]}')
     if out:
-        result.set_pred_label(best.indices)
-        UniversalVisualizer().visualize_cls(
-            cv2.imread(image_path)[..., ::-1], result, classes, draw_gt=False, out_file=out
-        )
+        pixels, classes = cv2.imread(image_path)[..., ::-1], model.dataset_meta.get('classes')
+        UniversalVisualizer().visualize_cls(pixels, result, classes, draw_gt=False, out_file=out)
     return records
 
 
@@ -115,6 +110,14 @@ def predict_tiled(
     return records
 
 
+def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """The frames that there are; some files state another number, or none."""
+    there, pixels = capture.read()
+    while there:
+        yield pixels
+        there, pixels = capture.read()
+
+
 def predict_video(
     predict: TiledPredictor, path: str, out: str | None, args: argparse.Namespace
 ) -> list[dict]:
@@ -131,10 +134,7 @@ def predict_video(
     )
     canvas = VideoCanvas(out, int(width), int(height), fps) if out else None
     images = []
-    for frame in track(range(int(frames)), 'frames'):
-        there, pixels = capture.read()
-        if not there:
-            break
+    for frame, pixels in enumerate(track(frames_of(capture), 'frames', max(frames, 0) or None)):
         records = predict_tiled(predict, Picture(pixels), canvas, args, bar=False)
         images.append({'image': path, 'frame': frame, 'predictions': records})
     if canvas:
@@ -153,14 +153,9 @@ def images_of(args: argparse.Namespace) -> dict[str, str | None]:
     if osp.isdir(image):
         if out:
             check_folder(out)
-        names = sorted(entry.name for entry in os.scandir(image) if entry.is_file())
         pictures = {
-            osp.join(image, name): osp.join(out, name) if out else None
-            for name in names
-            if is_picture(osp.join(image, name))
+            path: osp.join(out, osp.basename(path)) if out else None for path in pictures_in(image)
         }
-        if not pictures:
-            raise UserError(f'the folder {image} has no image that OpenCV can read')
     elif not osp.isfile(image):
         raise UserError(f'image {image} does not exist')
     else:

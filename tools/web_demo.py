@@ -21,7 +21,7 @@ from internimage_mm.commands import (
     load_config,
     reports_user_errors,
 )
-from internimage_mm.commands.inference import check_scope, infer, load_model
+from internimage_mm.commands.inference import best_classes, check_scope, infer, load_model
 from internimage_mm.commands.pictures import TiledPredictor
 from internimage_mm.tiles import Picture, divide
 
@@ -117,12 +117,7 @@ class Server:
         drawn = image
         with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
             if predictor is None:
-                best = infer(model, path).pred_score.topk(5)
-                classes = model.dataset_meta['classes']
-                records = [
-                    {'category': classes[label], 'score': score}
-                    for score, label in zip(*(x.tolist() for x in best), strict=True)
-                ]
+                records = best_classes(model, infer(model, path))
             else:
                 predictor.score_thr = score_thr
                 picture = Picture(np.ascontiguousarray(image[..., ::-1]))

@@ -80,3 +80,23 @@ def infer(model: Any, image: str | np.ndarray) -> Any:
     from mmseg.apis import inference_model
 
     return inference_model(model, image)
+
+
+def best_classes(model: Any, result: Any, count: int = 5) -> list[dict]:
+    """The best classes of a classifier's data sample, which become its predicted labels.
+
+    Args:
+        model: From :func:`load_model`.
+        result: From :func:`infer`.
+        count: How many, if the classifier has so many.
+
+    Returns:
+        Best first: ``category``, the name of the class, and ``score``.
+    """
+    best = result.pred_score.topk(min(count, len(result.pred_score)))
+    result.set_pred_label(best.indices)
+    classes = model.dataset_meta.get('classes')
+    return [
+        {'category': classes[label] if classes else f'class {label}', 'score': round(score, 5)}
+        for score, label in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]

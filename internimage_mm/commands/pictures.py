@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -154,9 +155,12 @@ class TiledPredictor:
             records.append({**record, 'segmentation': code})
 
     def _draw(self, picture: Picture, box: Box, sample: Any, **settings: Any) -> np.ndarray:
-        self.visualizer.add_datasample(
-            'image', picture.read(box)[..., ::-1], sample, draw_gt=False, **settings
-        )
+        with warnings.catch_warnings():
+            # Of boxes that end at the edge of the picture.
+            warnings.filterwarnings('ignore', '.*out of bounds')
+            self.visualizer.add_datasample(
+                'image', picture.read(box)[..., ::-1], sample, draw_gt=False, **settings
+            )
         return self.drawn.pop()[..., ::-1]
 
     def _name(self, label: int) -> str:

@@ -8,6 +8,7 @@ from .files import (
     is_picture,
     open_canvas,
     open_picture,
+    pictures_in,
 )
 from .grid import Tile, divide
 from .runs import run_length_code, runs_of
@@ -22,6 +23,7 @@ __all__ = [
     'is_picture',
     'open_canvas',
     'open_picture',
+    'pictures_in',
     'run_length_code',
     'runs_of',
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ class VideoCanvas(Canvas):
 def is_picture(path: str) -> bool:
     """Whether :func:`open_picture` takes a file for a picture, by how the file begins."""
     return path.lower().endswith(_TIFF) or cv2.haveImageReader(path)
+
+
+def pictures_in(folder: str) -> list[str]:
+    """The pictures in a folder, by name.
+
+    Raises:
+        UserError: There are none.
+    """
+    files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+    if not (pictures := [path for path in files if is_picture(path)]):
+        raise UserError(f'the folder {folder} has no image that OpenCV can read')
+    return pictures
 
 
 def open_picture(path: str) -> Picture:

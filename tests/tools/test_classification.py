@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -13,8 +14,10 @@ from backbones.helpers import with_golden_weights
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmpretrain.structures import DataSample
 
 from internimage_mm.checkpoint.convert import convert_to_official
+from internimage_mm.commands.inference import best_classes
 from internimage_mm.data import MINI_IMAGENET_CLASSES, make_mini_imagenet
 
 from .conftest import ROOT, run_tool
@@ -196,6 +199,15 @@ def test_image_demo_of_a_config_as_mmpretrain_writes_it(tmp_path, mini_imagenet,
     best = expected.pred_score.topk(5)
     assert [name for _, name in found] == [names[i] for i in best.indices]
     assert [float(score) for score, _ in found] == pytest.approx(best.values.tolist(), abs=6e-4)
+
+
+def test_fewer_classes_than_are_shown():
+    result = DataSample().set_pred_score(torch.tensor([0.25, 0.75]))
+    assert best_classes(SimpleNamespace(dataset_meta={}), result) == [
+        {'category': 'class 1', 'score': 0.75},
+        {'category': 'class 0', 'score': 0.25},
+    ]
+    assert result.pred_label.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize('kind', RELEASED)

@@ -128,8 +128,8 @@ def test_detections_in_a_tile_are_those_of_the_tile_alone(tmp_path, detector_con
                 assert (decoded(record['segmentation']) == whole).all()
 
 
-def test_drawing_moves_nothing(tmp_path, detector_config, mosaic):
-    """Also where boxes reach into other tiles."""
+def test_drawing_moves_nothing(tmp_path, detector_config, mosaic, recwarn):
+    """Also where boxes reach into other tiles. No warning of what lies outside."""
     pixels, path = mosaic
     official(detector_config, tmp_path / 'a.pth')
     run_tool(
@@ -150,6 +150,7 @@ def test_drawing_moves_nothing(tmp_path, detector_config, mosaic):
         empty[max(top - 4, 0) : bottom + 5, max(left - 4, 0) : max(right + 5, left + 60)] = False
         empty[max(top - 4, 0) : top + 20, max(left - 4, 0) : left + 60] = False
     assert crossing
+    assert not [w for w in recwarn if 'out of bounds' in str(w.message)]
     assert empty.mean() > 0.1
     assert not differs[empty].any()
 
@@ -183,23 +184,29 @@ def test_labels_in_a_tile_are_those_of_the_tile_alone(tmp_path, segmentor_config
     assert np.median(np.abs(drawn - ((1 - alpha) * pixels + alpha * palette))) <= 1
 
 
-def test_video(tmp_path, detector_config, mosaic):
+@pytest.mark.parametrize(('name', 'rate'), [('in.avi', 5), ('in.mjpeg', 25)])
+def test_video(tmp_path, detector_config, mosaic, name, rate):
+    """In a container, and as a stream that does not say how many frames it has."""
     from mmdet.apis import inference_detector
 
-    model = official(detector_config, tmp_path / 'a.pth')
-    writer = cv2.VideoWriter(
-        str(tmp_path / 'in.avi'), cv2.VideoWriter.fourcc(*'MJPG'), 5, (3 * SIDE, 2 * SIDE)
-    )
-    for shift in (0, 40):
-        writer.write(np.roll(mosaic[0], shift, 1))
-    writer.release()
+    model, path = official(detector_config, tmp_path / 'a.pth'), tmp_path / name
+    shifted = [np.roll(mosaic[0], shift, 1) for shift in (0, 40)]
+    if path.suffix == '.avi':
+        writer = cv2.VideoWriter(
+            str(path), cv2.VideoWriter.fourcc(*'MJPG'), 5, (3 * SIDE, 2 * SIDE)
+        )
+        for pixels in shifted:
+            writer.write(pixels)
+        writer.release()
+    else:
+        path.write_bytes(b'\0'.join([b'', *(cv2.imencode('.jpg', p)[1] for p in shifted)]))
     run_tool(
-        'image_demo', tmp_path / 'in.avi', detector_config, tmp_path / 'a.pth', '--score-thr', 0,
+        'image_demo', path, detector_config, tmp_path / 'a.pth', '--score-thr', 0,
         '--json', tmp_path / 'a.json', '--out', tmp_path / 'out.mp4',
     )  # fmt: skip
     frames = json.loads((tmp_path / 'a.json').read_text())
-    source, drawn = (cv2.VideoCapture(str(tmp_path / name)) for name in ('in.avi', 'out.mp4'))
-    assert drawn.get(cv2.CAP_PROP_FPS) == 5
+    source, drawn = (cv2.VideoCapture(str(file)) for file in (path, tmp_path / 'out.mp4'))
+    assert drawn.get(cv2.CAP_PROP_FPS) == rate
     for index, frame in enumerate(frames):
         assert frame['frame'] == index
         pixels = source.read()[1]
