@@ -38,12 +38,16 @@ PASSES = {'forward': 'forward', 'forward_backward': 'forward + backward'}
 
 
 def internimage(arch: str) -> nn.Module:
-    """Return a backbone whose points are spread over about a pixel, with random masks.
-
-    Fresh offset and mask layers are zero: all points would lie on the grid.
-    """
+    """Return a backbone whose points are spread over about a pixel, with random masks."""
     torch.manual_seed(0)
-    model = InternImage(arch=arch, drop_path_rate=0.0)
+    return spread_points(InternImage(arch=arch, drop_path_rate=0.0))
+
+
+def spread_points(model: nn.Module) -> nn.Module:
+    """Make the offset and mask layers of a model random, in place, and return it.
+
+    Fresh ones are zero: all points would lie on the grid.
+    """
     for module in model.modules():
         if isinstance(module, DCNv3):
             for layer in (module.offset, module.mask):

@@ -1,4 +1,4 @@
-"""Time exported backbones in their runtimes beside PyTorch; results are compared first."""
+"""Time exported models in their runtimes beside PyTorch; results are compared first."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from mmengine.config import Config
+from torch import Tensor, nn
 
 from ops_dcnv3.benchmark import measure
 
-from .benchmark import check_names, internimage, parse_image, theirs
-from .deploy.export import FORMATS, Options, trace
+from .benchmark import check_names, internimage, parse_image, spread_points, theirs
+from .deploy.export import FORMATS, Options, describe, make_form, trace
 from .deploy.forms import Form
 from .deploy.predictor import RUNTIMES
+from .shipped_configs import config_path
+from .training import build_model
 
 EXPORTS = {
     'pt2': ('pt2', Options()),
@@ -46,11 +49,26 @@ class Backbone(Form):
         return tuple(self.model(image))
 
 
-def build(name: str) -> Form:
-    """The form of a backbone with random weights: ours, or of mmpretrain."""
-    family, _, arch = name.partition('-')
-    form = Backbone(internimage(arch) if family == 'internimage' else theirs(name), None)
-    return form.eval().requires_grad_(False)
+def build(name: str) -> tuple[Form, dict[str, Any]]:
+    """The form of a model with random weights, and what its files say of themselves.
+
+    Args:
+        name: ``internimage-ARCH``; ``convnext-ARCH`` or ``swin-ARCH`` of mmpretrain; or a shipped
+            config of Mask R-CNN.
+    """
+    if '/' not in name:
+        family, _, arch = name.partition('-')
+        backbone = internimage(arch) if family == 'internimage' else theirs(name)
+        form: Form = Backbone(backbone, None)
+        return form.eval().requires_grad_(False), dict(outputs=form.outputs)
+    cfg = Config.fromfile(config_path(name))
+    cfg.model.backbone.init_cfg = None
+    torch.manual_seed(0)
+    detector: Any = spread_points(build_model(cfg))
+    # Fresh classes are too alike for any box to be found.
+    nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=0.1)
+    form = make_form(detector, cfg, preprocess=False)
+    return form.eval().requires_grad_(False), describe(form, cfg, {}, None)
 
 
 def run(
@@ -69,31 +87,34 @@ def run(
     rows: list[dict[str, Any]] = []
     calls: list[measure.Call] = []
     for name in names:
-        form = build(name)
-        image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-        call = torch.inference_mode()(functools.partial(form, image))
+        form, description = build(name)
+        inputs, _ = form.examples(*size, dynamic=False)
+        inputs['image'] = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        call = torch.inference_mode()(functools.partial(form, **inputs))
         truth = dict(zip(form.outputs, call(), strict=True))
         rows.append(dict(model=name, runtime='PyTorch'))
         calls.append(call)
+        arrays = {key: value.numpy() for key, value in inputs.items()}
+        # Boxes whose scores are the same but for rounding may change places.
+        compared = ('scores',) if 'scores' in truth else form.outputs
         program = None
         for runtime in runtimes:
             if runtime.endswith(('grid-sample', 'deform-conv')) and 'internimage' not in name:
                 continue
             format_name, options = EXPORTS[runtime]
             export = FORMATS[format_name]
-            file = folder / f'{name}.{runtime}{export.suffix}'
+            file = folder / f'{name.replace("/", "_")}.{runtime}{export.suffix}'
             if not file.exists():
                 print(f'exporting {file.name}', flush=True)
                 program = trace(form, size) if program is None else program
-                export.write(program, form, file, dict(outputs=form.outputs), options)
+                export.write(program, form, file, description, options)
             predict, _ = RUNTIMES[export.suffix](str(file), threads)
-            inputs = {'image': image.numpy()}
-            found = predict(inputs)
-            error = measure.largest(distance(found[key], truth[key]) for key in form.outputs)
+            found = predict(arrays)
+            error = measure.largest(distance(found[key], truth[key]) for key in compared)
             if not error < TOLERANCE:
                 raise RuntimeError(f'{name} in {runtime} is wrong by {error:.1e}; it is not timed')
             rows.append(dict(model=name, runtime=runtime, error=error))
-            calls.append(functools.partial(predict, inputs))
+            calls.append(functools.partial(predict, arrays))
     with measure.freed_memory_kept():
         times = measure.medians_ms(calls, 'cpu', seconds)
     return [dict(row, ms=ms) for row, ms in zip(rows, times, strict=True)]
@@ -123,8 +144,8 @@ def main(argv: list[str] | None = None) -> None:
         nargs='+',
         metavar='NAME',
         default=MODELS,
-        help='internimage-ARCH, or convnext-ARCH or swin-ARCH of mmpretrain '
-        f'(default: {" ".join(MODELS)})',
+        help='internimage-ARCH, convnext-ARCH or swin-ARCH of mmpretrain, or a shipped config of '
+        f'Mask R-CNN (default: {" ".join(MODELS)})',
     )
     parser.add_argument('--runtime', nargs='+', choices=EXPORTS, default=list(EXPORTS))
     parser.add_argument('--image', type=parse_image, metavar='H,W', default=(800, 1280))
@@ -133,9 +154,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     measure.check_options(parser, args)
     ours = [n.removeprefix('internimage-') for n in args.model if n.startswith('internimage-')]
-    others = [n for n in args.model if not n.startswith('internimage-')]
+    configs = [n for n in args.model if '/' in n]
+    others = [n for n in args.model if not n.startswith('internimage-') and n not in configs]
     try:
         check_names(ours, others)
+        for name in configs:
+            config_path(name)
     except (ImportError, ValueError) as error:
         parser.error(str(error))
     result = measure.begin(args)

@@ -145,19 +145,25 @@ def test_beside_without_a_name_means_none(tmp_path):
     assert [row['model'] for row in rows] == ['internimage-tiny'] * 2
 
 
-def test_times_exported_backbones_that_compute_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'model', ['internimage-tiny', 'quickstart/mask-rcnn_internimage-nano_mini-coco']
+)
+def test_times_exported_models_that_compute_the_same(model, tmp_path, monkeypatch):
     out = tmp_path / 'out.json'
-    arguments = ['--model', 'internimage-tiny', '--image', '64,96']
     # GridSample, which older runtimes have too.
-    arguments += ['--runtime', 'onnxruntime-grid-sample', '--seconds', '0']
-    arguments += ['--folder', str(tmp_path), '--json', str(out)]
+    arguments = ['--model', model, '--runtime', 'onnxruntime-grid-sample', '--image', '64,96']
+    arguments += ['--seconds', '0', '--folder', str(tmp_path), '--json', str(out)]
     benchmark_exported.main(arguments)
     eager, exported = json.loads(out.read_text())['rows']
     assert (eager['runtime'], exported['runtime']) == ('PyTorch', 'onnxruntime-grid-sample')
     assert 0 < exported['error'] < 1e-5
     assert min(eager['ms'], exported['ms']) > 0
     monkeypatch.setattr(benchmark_exported, 'TOLERANCE', 0)
-    with pytest.raises(
-        RuntimeError, match='internimage-tiny in onnxruntime-grid-sample is wrong by'
-    ):
+    with pytest.raises(RuntimeError, match=f'{model} in onnxruntime-grid-sample is wrong by'):
         benchmark_exported.main(arguments)
+
+
+def test_needs_a_shipped_config(capsys):
+    with pytest.raises(SystemExit):
+        benchmark_exported.main(['--model', 'coco/mask-rcnn_internimage-tt'])
+    assert 'there is no config coco/mask-rcnn_internimage-tt' in capsys.readouterr().err
