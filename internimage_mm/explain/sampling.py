@@ -88,6 +88,12 @@ class Recording:
         which move nothing. A convolution passes its pixel on by the sum of absolute weights of each
         tap.
 
+        Args:
+            stage: Stage of the block, from 0.
+            block: Block within the stage, from 0.
+            column: Column of the pixel in the block's output.
+            row: Its row.
+
         Returns:
             (H, W) of the image: the share of the output pixel that each pixel has; 1 in sum, minus
             what is sampled outside.
