@@ -135,10 +135,14 @@ class Server:
 
     def explain(self, name: str, path: str | None, x: float, y: float) -> np.ndarray:
         """Where the backbone samples for the pixel that was clicked."""
+        import gradio
+
         from internimage_mm.explain import draw, receptive_field, record
 
         pixels = read(path)
         model = self.models[name][0]
+        if not hasattr(model, 'backbone'):
+            raise gradio.Error('An exported model does not show its layers.', print_exception=False)
         height, width = pixels.shape[:2]
         scale = min(EXPLAINED / max(height, width), 1)
         size = [max(round(side * scale / 32), 1) * 32 for side in (width, height)]

@@ -35,7 +35,7 @@ def read_csv(path: Path) -> dict[str, list[LabelledBox]]:
         UserError: A column is missing, or a coordinate is no number.
     """
     found: dict[str, list[LabelledBox]] = {}
-    with path.open(newline='') as file:
+    with path.open(newline='', encoding='utf-8-sig') as file:  # Excel begins files with a mark
         rows = csv.DictReader(file)
         if missing := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
             raise UserError(f'{path} has no column {", ".join(missing)}; a box needs {COLUMNS}')

@@ -67,7 +67,7 @@ def recipes(tmp_path_factory, mini_coco, mini_ade20k):
 
 
 def write_csv(path, found):
-    with path.open('w', newline='') as file:
+    with path.open('w', newline='', encoding='utf-8-sig') as file:
         writer = csv.writer(file)
         writer.writerow(['image_path', 'xmin', 'ymin', 'xmax', 'ymax', 'label'])
         for name, rows in found.items():
