@@ -65,18 +65,17 @@ def conflicts() -> list[str]:
             f'mmengine {mmengine} imports pkg_resources, which setuptools {setuptools or "(none)"} '
             'does not have: pip install "setuptools<82"'
         )
-    mmcv = installed('mmcv')
+    mmcv, fork = installed('mmcv'), installed('onedl-mmcv')
+    build = (
+        f'python requirements/mmcv_build {f"onedl-mmcv=={fork}" if fork else "mmcv==2.1.0"} '
+        '--no-cache-dir --force-reinstall --no-deps, in the source folder of internimage-mm'
+    )
     for distribution in ('mmdet', 'mmsegmentation'):
         if mmcv and mmcv >= Version('2.2') and installed(distribution):
-            found.append(
-                f'{distribution} {installed(distribution)} refuses mmcv {mmcv}: '
-                'pip install --no-build-isolation mmcv==2.1.0'
-            )
-    if (mmcv or installed('onedl-mmcv')) and (error := import_error('mmcv._ext')):
+            found.append(f'{distribution} {installed(distribution)} refuses mmcv {mmcv}: {build}')
+    if (mmcv or fork) and (error := import_error('mmcv._ext')):
         found.append(
-            f'mmcv has no usable operators ({error}): build it with your torch with '
-            'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
-            '--force-reinstall --no-deps mmcv==2.1.0'
+            f'mmcv has no usable operators ({error}). To compile them for your torch: {build}'
         )
     # "+cu130", "+cpu": what a build is for. Builds of the package index do not say.
     for_torch = Version(torch.__version__).local

@@ -84,6 +84,13 @@ def test_conflicts(monkeypatch, versions, message):
         assert not env.conflicts(), '\n'.join(env.conflicts())
 
 
-def test_mmcv_without_operators(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'mmcv._ext', None)
-    assert any('no usable operators' in text for text in env.conflicts())
+@pytest.mark.parametrize(
+    ('installed', 'wanted'),
+    [(('mmcv', '2.2.0'), 'mmcv==2.1.0'), (('onedl-mmcv', '2.3.6'), 'onedl-mmcv==2.3.6')],
+)
+def test_mmcv_without_operators(monkeypatch, installed, wanted):
+    monkeypatch.setitem(sys.modules, 'mmcv._ext', None)
+    name, version = installed
+    monkeypatch.setattr(env, 'installed', lambda other: Version(version) if other == name else None)
+    (conflict,) = (text for text in env.conflicts() if 'no usable operators' in text)
+    assert f'python requirements/mmcv_build {wanted} ' in conflict
