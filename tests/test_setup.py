@@ -137,16 +137,36 @@ def test_setup_of_mmcv_reads_its_version_on_any_python(tmp_path):
     assert printed == '2.1.0\n'
 
 
+@pytest.fixture
+def build_mmcv(monkeypatch, tmp_path):
+    """Runs mmcv_build for a pip that fails where it sees the GPU, having printed this."""
+
+    def run(printed):
+        folder = ROOT / 'requirements' / 'mmcv_build'
+        build = runpy.run_path(str(folder / '__main__.py'))
+        (tmp_path / 'printed').write_text(f'{printed}\n')
+        pip = tmp_path / 'python'
+        fails = f'[ -n "${{CUDA_VISIBLE_DEVICES-gpu}}" ] && cat {tmp_path}/printed && exit 1'
+        pip.write_text(f'#!/bin/sh\n{fails}\nexit 0\n')
+        pip.chmod(0o755)
+        monkeypatch.setattr('sys.executable', str(pip))
+        monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+        monkeypatch.setitem(build['install'].__globals__, 'LOG', tmp_path / 'log')
+        build['main'](['mmcv==2.1.0'])
+
+    return run
+
+
 @pytest.mark.parametrize(
     ('printed', 'reason'),
     [
         (
-            'OSError: CUDA_HOME environment variable is not set.\nerror: subprocess failed',
+            'OSError: CUDA_HOME environment variable is not set.',
             'OSError: CUDA_HOME environment variable is not set.',
         ),
         (
             '  RuntimeError: \n  The detected CUDA version (11.8) mismatches the version of\n'
-            '  PyTorch (13.0).\n\n  error: subprocess failed',
+            '  PyTorch (13.0).\n',
             'RuntimeError: The detected CUDA version (11.8) mismatches the version of '
             'PyTorch (13.0).',
         ),
@@ -162,22 +182,17 @@ def test_setup_of_mmcv_reads_its_version_on_any_python(tmp_path):
     ],
     ids=['no nvcc', 'wrong nvcc', 'new GPU', 'old compiler'],
 )
-def test_mmcv_without_cuda_operators(monkeypatch, tmp_path, capsys, printed, reason):
+def test_mmcv_without_cuda_operators(build_mmcv, capsys, printed, reason):
     """Compiled for the CPU where it cannot be compiled for the GPU, which one line says."""
-    folder = ROOT / 'requirements' / 'mmcv_build'
-    build = runpy.run_path(str(folder / '__main__.py'))
-    (tmp_path / 'printed').write_text(f'{printed}\n')
-    pip = tmp_path / 'python'
-    fails = f'[ -n "${{CUDA_VISIBLE_DEVICES-gpu}}" ] && cat {tmp_path}/printed && exit 1'
-    pip.write_text(f'#!/bin/sh\n{fails}\nexit 0\n')
-    pip.chmod(0o755)
-    monkeypatch.setattr('sys.executable', str(pip))
-    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
-    monkeypatch.setitem(build['install'].__globals__, 'LOG', tmp_path / 'log')
-    build['main'](['mmcv==2.1.0'])
+    build_mmcv(f'{printed}\n  error: subprocess-exited-with-error')
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert f'no CUDA operators ({reason}). Compiling those for the CPU' in lines[1]
+
+
+def test_failed_download_does_not_lead_to_an_mmcv_for_the_cpu(build_mmcv):
+    with pytest.raises(SystemExit, match=r'No space left on device\nmmcv==2.1.0 is not installed'):
+        build_mmcv('ERROR: OSError: [Errno 28] No space left on device')
 
 
 @pytest.mark.parametrize(

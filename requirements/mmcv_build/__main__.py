@@ -55,7 +55,9 @@ def find_errors(text):
 def main(arguments):
     print(f'{arguments[0]}: compiling its operators, unless pip has them in its cache', flush=True)
     errors = install(arguments)
-    if errors and torch.cuda.is_available():
+    # A build that failed: a download that was cut short says nothing about CUDA.
+    failed = any('subprocess-exited-with-error' in error for error in errors or ())
+    if failed and torch.cuda.is_available():
         print(
             f'{arguments[0]}: no CUDA operators ({errors[0]}). Compiling those for the CPU: '
             'detectors will not run on the GPU. To get both, install the CUDA toolkit '
