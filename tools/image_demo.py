@@ -183,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
         divide(1, 1, 1 if args.tile is None else args.tile, args.overlap)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if not 0 <= args.score_thr <= 1:
+        raise UserError(f'--score-thr must be from 0 to 1, got {args.score_thr:g}')
     cfg = load_config(args.config, args.cfg_options)
     check_scope(cfg)
     video = not (osp.isdir(args.image) or is_picture(args.image))

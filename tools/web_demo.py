@@ -199,9 +199,13 @@ def main(argv: list[str] | None = None) -> None:
     except ImportError as error:
         raise UserError(f'make web, or pip install gradio: {error}') from error
     server = Server(args.model or demo_models(args.work_dir), device)
-    build_page(server, args.score_thr).launch(
-        server_name=args.host, server_port=args.port, max_file_size='50mb', show_error=True
-    )
+    page = build_page(server, args.score_thr)
+    try:
+        page.launch(
+            server_name=args.host, server_port=args.port, max_file_size='50mb', show_error=True
+        )
+    except OSError as error:  # another program has the port, or there is no such host
+        raise UserError(f'--host {args.host} --port {args.port}: {error}') from error
 
 
 if __name__ == '__main__':

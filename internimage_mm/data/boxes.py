@@ -114,18 +114,19 @@ def write_coco(
         'categories': [{'id': i, 'name': label} for i, label in enumerate(labels, 1)],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    if tile:
+    if tile is not None:
         out.with_suffix('').mkdir(exist_ok=True)
     for name, boxes in track(found.items(), out.name):
         pixels = cv2.imread(str(images / name))
         if pixels is None:
             raise UserError(f'{images / name} is not an image that OpenCV can read')
         height, width = pixels.shape[:2]
-        for row in divide(width, height, tile or max(width, height), overlap):
+        side = max(width, height) if tile is None else tile
+        for row in divide(width, height, side, overlap):
             for part in row:
                 left, top, right, bottom = part.box
                 file_name = name
-                if tile:
+                if tile is not None:
                     stem = Path(name).with_suffix('').as_posix().replace('/', '_')
                     file_name = f'{stem}_{left}_{top}.png'
                     write_image(out.with_suffix('') / file_name, pixels[top:bottom, left:right])

@@ -124,6 +124,7 @@ MISTAKES = [
     ('image_demo {image} {segmentor} x.pth --out picture', '--out picture is not the name of an'),
     ('image_demo {image} {segmentor} x.pth --out o.xyz', '--out o.xyz is not the name of an image'),
     ('image_demo {image} {segmentor} x.pth --out o.png --tile 0', 'at least 1 pixel, got 0'),
+    ('image_demo {image} {detector} x.pth --out o.png --score-thr 30', 'from 0 to 1, got 30'),
     ('image_demo {image} {segmentor} x.pth --out o.png --overlap 0.6', 'from 0 to 0.5, got 0.6'),
     ('image_demo {image} {segmentor} {trained} --out o.png model.backbone.depths=[1,1,3,1]',
      'depths 1-1-2-1; the model 16 channels, depths 1-1-3-1'),

@@ -127,6 +127,8 @@ def test_tiles_of_images_with_boxes(tmp_path):
         assert rows == sorted(expected)
         seen += len(rows)
     assert seen > len(boxes)
+    with pytest.raises(SystemExit, match='at least 1 pixel, got 0'):
+        load_tool('convert_boxes').main([*arguments, '--tile', '0'])
 
 
 def test_boxes_that_cannot_be_read(tmp_path, monkeypatch):
