@@ -30,6 +30,7 @@ OPERATORS = {'DeformConv': 19, 'GridSample': 16}
 
 _NAMES = ('ops_dcnv3::forward', 'ops_dcnv3::triton_forward')
 _operator = 'DeformConv'
+_OTHER = 'GridSample (ops_dcnv3.onnx.use_operator, --grid-sample of tools/export.py)'
 op: Any = opset18  # its type hints do not allow Python constants
 
 
@@ -53,7 +54,7 @@ def use_operator(name: str) -> Iterator[None]:
 def check_opset(version: int) -> None:
     """Raise ValueError if ONNX opset ``version`` does not have the selected operator."""
     if version < OPERATORS[_operator]:
-        other = f'; GridSample, the other form, needs {OPERATORS["GridSample"]}'
+        other = f'; {_OTHER} needs {OPERATORS["GridSample"]}'
         raise ValueError(
             f'{_operator} needs ONNX opset {OPERATORS[_operator]} or later, got {version}'
             f'{other if _operator == "DeformConv" else ""}'
@@ -68,7 +69,7 @@ def check_onnxruntime() -> None:
     if _operator == 'DeformConv' and tuple(map(int, version.split('.')[:2])) < (1, 25):
         raise RuntimeError(
             f'onnxruntime {version} has no DeformConv: install 1.25 or later, or export with '
-            'GridSample (ops_dcnv3.onnx.use_operator)'
+            f'{_OTHER}'
         )
 
 
@@ -141,7 +142,7 @@ def _deform_conv(input, offset, mask, window, channels, groups, offset_scale, re
         op.Transpose(input, perm=[0, 3, 1, 2]),
         _constant([weight] * channels),
         offset,
-        None,
+        _constant([0.0] * channels),  # TensorRT 10.1 reads no node with the bias left out
         op.Gather(op.Transpose(mask, perm=[0, 3, 1, 2]), order, axis=1),
         kernel_shape=kernel,
         strides=stride,

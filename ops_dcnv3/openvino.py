@@ -18,14 +18,12 @@ except ImportError as error:
 
 
 def deform_conv() -> Any:
-    """Return an extension that converts ``DeformConv`` without bias to OpenVINO's operation."""
+    """Return an extension that converts ``DeformConv`` to OpenVINO's operations."""
     return ConversionExtension('DeformConv', _convert)
 
 
 def _convert(node: Any) -> list[Any]:
     input, weight, offset, bias, mask = (node.get_input(i) for i in range(5))
-    if bias.get_node().get_type_name() != 'NullNode':
-        raise ValueError('only a DeformConv without a bias is converted, as DCNv3 exports it')
     pads = node.get_attribute('pads')
     output = op.deformable_convolution(
         input,
@@ -40,4 +38,6 @@ def _convert(node: Any) -> list[Any]:
         deformable_group=node.get_attribute('offset_group'),
         bilinear_interpolation_pad=True,  # corners outside the image are zero
     )
+    if bias.get_node().get_type_name() != 'NullNode':
+        output = op.add(output, op.reshape(bias, [1, -1, 1, 1], special_zero=False))
     return output.outputs()

@@ -139,7 +139,8 @@ def test_file_is_standard_onnx(layer_file):
     model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     assert [entry.domain for entry in model.opset_import] == ['']
     assert not model.functions and all(node.domain == '' for node in model.graph.node)
-    assert sum(node.op_type == operator for node in model.graph.node) == 2
+    ours = [node for node in model.graph.node if node.op_type == operator]
+    assert len(ours) == 2 and all(name for node in ours for name in node.input)
     assert {len(value.type.tensor_type.shape.dim) for value in model.graph.output} == {3}
 
 
@@ -166,6 +167,23 @@ def test_plain_pytorch_is_translated_too():
 def test_openvino_model_has_no_custom_operation(layer_file):
     model = openvino.convert_model(layer_file[1], extension=deform_conv())
     assert {node.get_type_info().version_id[:5] for node in model.get_ops()} == {'opset'}
+
+
+DEFORM_CONV = """<ir_version: 10, opset_import: ["": 19]>
+graph (float[1,2,5,5] x, float[2,2,3,3] w, float[1,18,3,3] o, float[2] b, float[1,9,3,3] m)
+=> (float[1,2,3,3] y) {
+    y = DeformConv <strides = [1, 1], pads = [0, 0, 0, 0], dilations = [1, 1], group = 1,
+        offset_group = 1> (x, w, o, b, m)
+}"""
+
+
+def test_openvino_adds_the_bias(tmp_path):
+    path = tmp_path / 'DeformConv.onnx'
+    onnx.save(onnx.parser.parse_model(DEFORM_CONV), path)
+    inputs = [torch.randn(size).numpy() for size in ((1, 2, 5, 5), (2, 2, 3, 3), (1, 18, 3, 3))]
+    inputs += [torch.randn(2).numpy(), torch.rand(1, 9, 3, 3).numpy()]
+    results = [torch.from_numpy(run(path, inputs)[0]) for run in RUNTIMES.values()]
+    assert relative_error(*results) < TOLERANCES[torch.float32]
 
 
 # ---- errors -------------------------------------------------------------------------------------
