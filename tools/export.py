@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> dict[str, str]:
         export.check(options)
     except ImportError as error:
         extra = 'pip install internimage-mm[deploy]'
-        raise UserError(f'--to {args.to} needs "{extra}": {error}') from error
+        raise UserError(f'--to {args.to} needs "{extra}": {error.__cause__ or error}') from error
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from error
     # What PyTorch's exporter says about itself.

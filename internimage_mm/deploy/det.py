@@ -14,6 +14,7 @@ import torch
 from mmcv.ops import nms as mmcv_nms
 from mmcv.ops import roi_align as mmcv_roi_align
 from mmdet.models import DINO, CascadeRoIHead, StandardRoIHead, TwoStageDetector
+from mmdet.models.layers import DinoTransformerDecoder
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.registry import MODELS
@@ -135,19 +136,15 @@ def clip(boxes: Tensor, image_size: Tensor) -> Tensor:
 
 
 def nms_by_group(
-    boxes: Tensor, scores: Tensor, groups: Tensor, cfg: dict, max_boxes: int
+    boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, max_boxes: int
 ) -> tuple[Tensor, Tensor]:
-    """Non-maximum suppression within each group.
+    """Non-maximum suppression (:func:`nms`) within each group, an integer for each box, (B,).
 
     Boxes are moved apart by group, as mmdet does, which also rounds them the same.
 
     Returns:
         Indices and scores of the kept boxes, (``max_boxes``,); free places have 0 and 0.
     """
-    cfg = dict(cfg)
-    kind, threshold = cfg.pop('type', 'nms'), cfg.pop('iou_threshold')
-    if kind != 'nms' or cfg:
-        raise ValueError(f'only nms with iou_threshold can be exported, got {kind} with {cfg}')
     largest = torch.where(scores > 0, boxes.amax(1), 0).amax(0)
     apart = boxes + (groups.to(boxes.dtype) * (largest + 1))[:, None]
     kept = nms(apart, scores, threshold, max_boxes)
@@ -164,6 +161,9 @@ class TwoStage(Detector):
         model: The detector.
         preprocess: As of :class:`Form`.
         paste: Whether ``masks`` are (1, D, H, W), bool, of the whole image.
+
+    Raises:
+        ValueError: Of its parts, one cannot be exported.
     """
 
     # Non-maximum suppression and RoIAlign work on the boxes of one image.
@@ -185,6 +185,18 @@ class TwoStage(Detector):
             self.stages = [(head.bbox_roi_extractor, head.bbox_head)]
             masks = [(head.mask_roi_extractor, head.mask_head)] if head.with_mask else []
         self.mask_stages = masks
+        for stage in ('rpn', 'rcnn'):
+            nms_cfg = model.test_cfg[stage].nms
+            if set(nms_cfg) - {'type'} != {'iou_threshold'} or nms_cfg.get('type', 'nms') != 'nms':
+                raise ValueError(
+                    f'model.test_cfg.{stage}.nms can be exported with type=nms and iou_threshold '
+                    f'alone, got {dict(nms_cfg)}'
+                )
+        for extractor, _ in self.stages + self.mask_stages:
+            if any((x.pool_mode, x.aligned) != ('avg', True) for x in extractor.roi_layers):
+                raise ValueError(
+                    'only RoIAlign with pool_mode=avg and aligned=True can be exported'
+                )
 
     def forward(self, image: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
         maps = self.model.extract_feat(self.normalize(image, image_size))
@@ -217,7 +229,11 @@ class TwoStage(Detector):
             levels.append(torch.full_like(best, level))
         boxes = torch.cat(all_boxes)
         index, scores = nms_by_group(
-            boxes, torch.cat(all_scores), torch.cat(levels), cfg.nms, cfg.max_per_img
+            boxes,
+            torch.cat(all_scores),
+            torch.cat(levels),
+            cfg.nms.iou_threshold,
+            cfg.max_per_img,
         )
         return boxes[index], scores > 0
 
@@ -243,7 +259,7 @@ class TwoStage(Detector):
         boxes = clip(head.bbox_coder.decode(boxes, shifts.reshape(-1, 4)), size)
         boxes = boxes.view(-1, count, 4).expand(-1, classes, 4).reshape(-1, 4)
         labels = torch.arange(classes, device=boxes.device).repeat(refined.shape[0])
-        index, scores = nms_by_group(boxes, scores, labels, cfg.nms, cfg.max_per_img)
+        index, scores = nms_by_group(boxes, scores, labels, cfg.nms.iou_threshold, cfg.max_per_img)
         return boxes[index], scores, labels[index]
 
     def masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
@@ -261,8 +277,6 @@ def extract(extractor: Any, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
     """RoI features as mmdet's ``SingleRoIExtractor`` takes them."""
     layers = extractor.roi_layers
     maps = maps[: len(layers)]
-    if any((x.pool_mode, x.aligned) != ('avg', True) for x in layers):
-        raise ValueError('only RoIAlign with pool_mode=avg and aligned=True can be exported')
     levels = extractor.map_roi_levels(F.pad(boxes, (1, 0)), len(maps))
     scales = [layer.spatial_scale for layer in layers]
     first = layers[0]
@@ -375,16 +389,16 @@ def form_of(model: nn.Module, preprocess: dict | None, paste_masks: bool = False
     """The exportable form of a detector.
 
     Raises:
-        ValueError: A detector of a family that has none.
+        ValueError: A detector of a family that has none, or with a part that cannot be exported.
     """
-    if isinstance(model, DINO):
+    part = getattr(model, 'roi_head', None) or getattr(model, 'decoder', None)
+    # Their subclasses, in other detectors, compute something else.
+    if isinstance(model, DINO) and type(part) is DinoTransformerDecoder:
         return Transformer(model, preprocess)
-    heads = CascadeRoIHead, StandardRoIHead
-    if isinstance(model, TwoStageDetector) and isinstance(model.roi_head, heads):
+    if isinstance(model, TwoStageDetector) and type(part) in (CascadeRoIHead, StandardRoIHead):
         return TwoStage(model, preprocess, paste_masks)
-    raise ValueError(
-        f'Mask R-CNN, Cascade R-CNN and DINO can be exported, got {type(model).__name__}'
-    )
+    names = ' with '.join(type(x).__name__ for x in (model, part) if x is not None)
+    raise ValueError(f'Mask R-CNN, Cascade R-CNN and DINO can be exported, got {names}')
 
 
 @MODELS.register_module()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -149,7 +151,7 @@ def convert_to_float16(file: Path) -> None:
     from onnxruntime.transformers import float16
 
     model = float16.convert_float_to_float16(
-        onnx.load(file),
+        str(file),  # not loaded yet: else nothing of more than 2 GiB can be converted
         keep_io_types=True,
         op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, 'DeformConv', 'GridSample'],
     )
@@ -215,6 +217,12 @@ def write_pt2(
 def check_pt2(options: Options) -> None:
     if options.fp16 or options.grid_sample:
         raise ValueError('fp16 and grid_sample are for ONNX and OpenVINO, not for pt2')
+    compiler = os.environ.get('CXX', 'g++')
+    if not shutil.which(compiler):
+        raise RuntimeError(
+            f'pt2 needs a C++ compiler: {compiler} is not found; the environment variable CXX may '
+            'name another'
+        )
 
 
 class Format(NamedTuple):

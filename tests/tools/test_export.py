@@ -5,6 +5,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -154,7 +155,7 @@ def test_no_detections(detector_config, tmp_path):
     }  # fmt: skip
 
 
-def test_mistakes(detector, detector_config, segmentor_config, tmp_path):
+def test_mistakes(detector, detector_config, segmentor_config, tmp_path, monkeypatch):
     checkpoint, file = detector
     out = tmp_path / 'model.onnx'
     export = ('export', detector_config, checkpoint, '--out')
@@ -166,10 +167,25 @@ def test_mistakes(detector, detector_config, segmentor_config, tmp_path):
         'does not fit': ('export', segmentor_config, checkpoint, '--out', out),
         'is a detector, the config is for a segmentor': ('test', segmentor_config, file),
         'does not exist': ('test', detector_config, out),
+        'compiler: missing-c++ is not': (*export, tmp_path / 'model.pt2', '--to', 'pt2'),
     }
+    monkeypatch.setenv('CXX', 'missing-c++')
     for message, args in cases.items():
         assert message in error_of(*args)
+    options = {
+        'got MaskRCNN with PISARoIHead': 'model.roi_head.type=PISARoIHead',
+        'rcnn.nms can be exported with type=nms': 'model.test_cfg.rcnn.nms.type=soft_nms',
+        'rpn.nms can be exported with': 'model.test_cfg.rpn.nms.class_agnostic=True',
+        'only RoIAlign with': 'model.roi_head.bbox_roi_extractor.roi_layer.aligned=False',
+    }
+    for message, option in options.items():
+        assert message in error_of(*export, out, options=[option])
     larger = ['test_dataloader.dataset.pipeline.1.scale=(128,128)']
     message = error_of('test', detector_config, file, options=larger)
     assert 'was exported for images of 96x96, got ' in message
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    extra = 'needs "pip install internimage-mm[deploy]"'
+    assert extra in error_of(*export, out)
+    with pytest.raises(ImportError, match=re.escape(extra)):
+        load(file)
     assert not out.exists()
