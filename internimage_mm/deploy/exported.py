@@ -82,12 +82,12 @@ class ExportedModel(BaseModel):
         return self.predict(inputs, data_samples)
 
     def run(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Call the exported model with a batch.
+        """Call the exported model with a batch on any device; the results are on the CPU.
 
         Raises:
             UserError: The size of the images does not fit.
         """
-        metadata, image = self.predictor.metadata, inputs['image']
+        metadata, image = self.predictor.metadata, inputs['image'].cpu()
         if shape := metadata['shape']:
             missing = [max(n - m, 0) for n, m in zip(shape, image.shape[2:], strict=True)]
             image = F.pad(image, (0, missing[1], 0, missing[0]))

@@ -151,7 +151,7 @@ class Predictor:
             ValueError: An input is missing, or the size of the image does not fit.
         """
         if missing := [name for name in self.metadata['inputs'] if name not in inputs]:
-            raise ValueError(f'the model needs {", ".join(missing)} beside {", ".join(inputs)}')
+            raise ValueError(f'the model also needs the inputs {", ".join(missing)}')
         height, width = inputs['image'].shape[2:]
         shape, divisor = self.metadata['shape'], self.metadata['divisor']
         if shape is None and (height % divisor or width % divisor or min(height, width) < 64):
@@ -179,8 +179,12 @@ class Predictor:
             and ``labels`` (D,), best first, and of one that predicts them, ``masks`` (D, H, W).
 
         Raises:
-            ValueError: The config's test pipeline resizes in a way that is not known here.
+            ValueError: It is no such picture; resized as by the config, it is larger than that of
+                the model; or the config's test pipeline resizes in a way that is not known here.
         """
+        if getattr(picture, 'shape', ())[2:] != (3,):
+            got = 'None' if picture is None else f'the shape {np.shape(picture)}'
+            raise ValueError(f'a picture is an array (H, W, 3) as cv2.imread gives it, got {got}')
         image = picture
         for step in self.metadata['pipeline']:
             if step['type'] not in STEPS:
@@ -231,6 +235,9 @@ class Predictor:
             size: Height and width of the resized picture.
             picture_size: Height and width of the picture.
             min_score: Detections of lower scores are left out.
+
+        Returns:
+            As of :meth:`__call__`.
         """
         # Free places have a score of 0.
         found = (outputs['scores'] > 0) & (outputs['scores'] >= min_score)

@@ -70,7 +70,7 @@ class ExportedSegmentor(ExportedModel, EncoderDecoder):
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         height, width = inputs.shape[2:]
-        scores = self.run(image=inputs)['scores']
+        scores = self.run(image=inputs)['scores'].to(inputs.device)
         # An image smaller than that of the exported model was padded.
         size = self.predictor.metadata['shape'] or (height, width)
         scores = resize(scores, size=size, mode='bilinear', align_corners=self.align_corners)

@@ -134,6 +134,12 @@ def test_files_that_are_not_ours(tmp_path):
             load(tmp_path / name)
 
 
+@pytest.mark.parametrize('picture, got', [(None, 'None'), (PICTURES[0][..., 0], r'\(97, 131\)')])
+def test_pictures_that_are_none(picture, got):
+    with pytest.raises(ValueError, match=f'cv2.imread gives it, got .*{got}'):
+        Predictor(lambda arrays: arrays, {})(picture)
+
+
 def test_families_that_have_no_exportable_form():
     with pytest.raises(ValueError, match='DINO can be exported, got Identity'):
         form_of(torch.nn.Identity(), None)
