@@ -71,9 +71,8 @@ def known_gpus(cuda_home):
     if cuda_home is None:
         raise OSError('no CUDA toolkit is found; install one, or set CUDA_HOME')
     nvcc = str(Path(cuda_home, 'bin', 'nvcc'))
-    release = re.search(r'release (\d+)', subprocess.check_output([nvcc, '--version'], text=True))[
-        1
-    ]
+    version = subprocess.check_output([nvcc, '--version'], text=True)
+    release = re.search(r'release (\d+)', version)[1]
     if release != str(torch.version.cuda).split('.')[0]:
         raise OSError(f'{nvcc} is of CUDA {release}, but torch of CUDA {torch.version.cuda}')
     known = subprocess.check_output([nvcc, '--list-gpu-arch'], text=True)

@@ -22,9 +22,6 @@ fail() {
   exit 2
 }
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-here=$PWD
-python=${PYTHON:-python3}
 report=gpu_report.txt
 device=cuda
 theirs='' probabilities=() logits=()
@@ -45,7 +42,11 @@ while [ $# -gt 0 ]; do
   esac
   shift 2
 done
+# Before the folder changes, as paths may be relative. A Python that is a link belongs to an environment.
 report=$(realpath -m "$report")
+python=$(realpath -s "$(command -v "${PYTHON:-python3}")" 2>/dev/null) || fail "no ${PYTHON:-python3}"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+here=$PWD
 
 [ $device = cpu ] || "$python" -c 'import torch; torch.cuda.init()' ||
   fail "$python sees no GPU through torch"

@@ -21,7 +21,8 @@ def run_script(folder, stand_ins, *command):
         [ROOT / 'tools' / command[0], *command[1:]],
         capture_output=True,
         text=True,
-        env={**os.environ, 'PATH': path, 'PYTHON': str(folder / 'python')},
+        cwd=folder,
+        env={**os.environ, 'PATH': path, 'PYTHON': './python'},
     )
 
 
@@ -46,7 +47,7 @@ def test_gpu_check(tmp_path):
     python = 'echo "ran $*"; case "$*" in *test_triton*) exit 3;; esac'
     report = tmp_path / 'report.txt'
     result = run_script(
-        tmp_path, {'python': python, 'nvidia-smi': ''}, 'gpu_check.sh', '--out', report
+        tmp_path, {'python': python, 'nvidia-smi': ''}, 'gpu_check.sh', '--out', 'report.txt'
     )
     assert result.returncode == 3
     text = report.read_text()
