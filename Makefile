@@ -34,8 +34,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # pip, which compiles mmcv in a few big pieces and says how far it is.
 MMCV = $(BIN)/python requirements/mmcv_build $$(grep -E '^(onedl-)?mmcv==' requirements/$(STACK).txt)
 # After what needs the network and much of the disk. In the environment, as make prints its commands.
-export INCOMPLETE := $(VENV) is not complete; the last lines above say why (no network, a download cut \
-  short, no space left?). When that is mended, call make again: it goes on.
+export INCOMPLETE := $(VENV) is not complete: see the lines above. No network, a download cut short, no \
+  space left? When that is mended, call make again: it goes on.
 OR_SAY = || { echo "$$INCOMPLETE"; exit 1; }
 # The same OpenCV without windows, which need system libraries that servers lack.
 HEADLESS = sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements/$(STACK).txt | \
