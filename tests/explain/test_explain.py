@@ -83,7 +83,7 @@ def test_nearest_pixel():
     assert recording.pixel(3, 95, 63) == (2, 1)
 
 
-def test_receptive_field_is_the_gradient_and_ends_where_the_layers_do():
+def test_receptive_field_is_the_gradient():
     backbone, image = small_backbone(norm_layer='BN'), images(1, 3, 64, 96)
     field = receptive_field(backbone, image, stage=0, block=1, column=10, row=6)
     taken = image.clone().requires_grad_()
@@ -93,8 +93,6 @@ def test_receptive_field_is_the_gradient_and_ends_where_the_layers_do():
     (gradient,) = torch.autograd.grad(x[0, 6, 10].relu().sum(), taken)
     torch.testing.assert_close(field, gradient.clamp(min=0).sum((0, 1)))
     assert field.max() > 0
-    trace = record(backbone, image).trace(0, 1, 10, 6)
-    assert field[trace == 0].sum() < field.sum()
 
 
 def test_composite_backbone():
