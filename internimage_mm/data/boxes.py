@@ -19,6 +19,8 @@ COLUMNS = ('image_path', 'xmin', 'ymin', 'xmax', 'ymax', 'label')
 
 
 class LabelledBox(NamedTuple):
+    """Sides in pixels from the left upper corner of the image, and the name of the class."""
+
     left: float
     top: float
     right: float

@@ -30,15 +30,19 @@ class FeatureInfo:
         self.out_indices = tuple(out_indices)
 
     def channels(self) -> list[int]:
+        """Channels of each feature that is returned."""
         return self.get('num_chs')
 
     def reduction(self) -> list[int]:
+        """Stride of each."""
         return self.get('reduction')
 
     def module_name(self) -> list[str]:
+        """Name of the module that puts out each."""
         return self.get('module')
 
     def get(self, key: str) -> list[Any]:
+        """One entry of ``info`` for each."""
         return [self.info[i][key] for i in self.out_indices]
 
     def __getitem__(self, stage: int) -> dict[str, Any]:
