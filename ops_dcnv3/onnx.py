@@ -36,7 +36,7 @@ op: Any = opset18  # its type hints do not allow Python constants
 
 @contextlib.contextmanager
 def use_operator(name: str) -> Iterator[None]:
-    """Translate the op to ``name``, a key of :data:`OPERATORS`, while the context is open.
+    """Translate the op to ``name`` while the context is open: ``DeformConv`` or ``GridSample``.
 
     Raises:
         ValueError: There is no such operator.

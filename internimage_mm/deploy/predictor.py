@@ -142,10 +142,19 @@ class Predictor:
 
     @property
     def classes(self) -> list[str] | None:
+        """Their names, by label; None if the checkpoint and the data set had none."""
         return self.metadata['classes']
 
     def run(self, **inputs: np.ndarray) -> Arrays:
-        """Call the model itself: arrays by the names of ``metadata['inputs']``.
+        """Call the model itself.
+
+        Args:
+            **inputs: By the names of ``metadata['inputs']``: ``image`` (N, 3, H, W), float32; of a
+                detector, ``image_size`` (N, 2), int64, height and width that are not padding; of
+                the classifier of iNaturalist, ``temporal`` (N, 4) and ``spatial`` (N, 3), float32.
+
+        Returns:
+            Arrays by the names of ``metadata['outputs']``; docs/deploy.md has their shapes.
 
         Raises:
             ValueError: An input is missing, or the size of the image does not fit.
@@ -175,8 +184,8 @@ class Predictor:
 
         Returns:
             Of a classifier, ``scores`` (classes,). Of a segmentor, ``labels`` (H, W). Of a
-            detector, ``boxes`` (D, 4) as x1, y1, x2, y2 in pixels of the picture, ``scores`` (D,)
-            and ``labels`` (D,), best first, and of one that predicts them, ``masks`` (D, H, W).
+                detector, ``boxes`` (D, 4) as x1, y1, x2, y2 in pixels of the picture, ``scores``
+                (D,) and ``labels`` (D,), best first, and, if it has them, ``masks`` (D, H, W), bool.
 
         Raises:
             ValueError: It is no such picture; resized as by the config, it is larger than that of
@@ -247,7 +256,7 @@ class Predictor:
         result['boxes'] = result['boxes'] / np.array(scale, np.float32)
         if 'masks' in result and result['masks'].dtype == bool:  # pasted already
             masks = [mask[:height, :width].astype(np.uint8) for mask in result['masks']]
-            masks = [cv2.resize(mask, picture_size[::-1], interpolation=0) for mask in masks]
+            masks = [cv2.resize(mask, picture_size[::-1]) for mask in masks]  # 0.5 becomes 1
             result['masks'] = np.array(masks, bool).reshape(-1, *picture_size)
         elif 'masks' in result:
             result['masks'] = paste_masks(result['masks'], result['boxes'], *picture_size)

@@ -105,6 +105,8 @@ class InternImageRunner(Runner):
             elif sync_bn := self.cfg.get('sync_bn'):
                 model = convert_sync_batchnorm(model, sync_bn)
             return shard_model(model)
+        if not any(x.requires_grad for x in model.parameters()):  # an exported one
+            return model.to(get_device())
         if self.distributed and get_device() == 'cpu':
             model = without_sync_batchnorm(model)
             # mmengine would name the GPU of the process.

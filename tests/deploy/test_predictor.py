@@ -1,5 +1,7 @@
 """What the predictor does by itself is what the libraries do."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import onnx
 import pytest
@@ -21,6 +23,7 @@ from internimage_mm.deploy.predictor import (
     resize_as_pillow,
 )
 from internimage_mm.deploy.seg import ExportedSegmentor
+from internimage_mm.training import InternImageRunner
 
 SIZES = [(97, 131), (240, 320), (333, 500), (500, 333)]
 PICTURES = [np.random.default_rng(0).integers(0, 256, (*s, 3), np.uint8) for s in SIZES]
@@ -77,6 +80,15 @@ def test_masks_are_pasted_as_by_mmdet():
     # And inside of an exported model.
     inside = paste(masks[:, 0].sigmoid(), boxes, torch.zeros(1, 3, 240, 320))
     assert (pasted != inside.numpy()).mean() < 1e-5
+
+
+def test_pasted_masks_are_resized_without_a_shift():
+    mask = np.zeros((1, 60, 80), bool)
+    mask[:, 13:47, 13:67] = True
+    outputs = dict(boxes=np.zeros((1, 4), np.float32), scores=np.ones(1), masks=mask)
+    resized = Predictor(dict, {}).detections(outputs, (60, 80), (75, 100))['masks']
+    assert abs(resized.mean() - mask.mean()) < 0.01
+    np.testing.assert_array_equal(resized, resized[:, ::-1, ::-1])
 
 
 def test_best_class_of_resized_scores():
@@ -137,7 +149,13 @@ def test_files_that_are_not_ours(tmp_path):
 @pytest.mark.parametrize('picture, got', [(None, 'None'), (PICTURES[0][..., 0], r'\(97, 131\)')])
 def test_pictures_that_are_none(picture, got):
     with pytest.raises(ValueError, match=f'cv2.imread gives it, got .*{got}'):
-        Predictor(lambda arrays: arrays, {})(picture)
+        Predictor(dict, {})(picture)
+
+
+def test_one_of_several_processes_runs_an_exported_model():
+    """DistributedDataParallel refuses a model without parameters."""
+    runner, model = SimpleNamespace(_shard=False, distributed=True), torch.nn.Identity()
+    assert InternImageRunner.wrap_model(runner, None, model) is model
 
 
 def test_families_that_have_no_exportable_form():
