@@ -185,7 +185,7 @@ class Predictor:
         Returns:
             Of a classifier, ``scores`` (classes,). Of a segmentor, ``labels`` (H, W). Of a
                 detector, ``boxes`` (D, 4) as x1, y1, x2, y2 in pixels of the picture, ``scores``
-                (D,) and ``labels`` (D,), best first, and, if it has them, ``masks`` (D, H, W), bool.
+                (D,) and ``labels`` (D,), best first, and, of some, ``masks`` (D, H, W), bool.
 
         Raises:
             ValueError: It is no such picture; resized as by the config, it is larger than that of
