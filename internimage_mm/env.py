@@ -65,15 +65,15 @@ def conflicts() -> list[str]:
             f'mmengine {mmengine} imports pkg_resources, which setuptools {setuptools or "(none)"} '
             'does not have: pip install "setuptools<82"'
         )
-    mmcv, fork = installed('mmcv'), installed('onedl-mmcv')
+    mmcv, onedl = installed('mmcv'), installed('onedl-mmcv')
     build = (
-        f'python requirements/mmcv_build {f"onedl-mmcv=={fork}" if fork else "mmcv==2.1.0"} '
+        f'python requirements/mmcv_build {f"onedl-mmcv=={onedl}" if onedl else "mmcv==2.1.0"} '
         '--no-cache-dir --force-reinstall --no-deps, in the source folder of internimage-mm'
     )
     for distribution in ('mmdet', 'mmsegmentation'):
         if mmcv and mmcv >= Version('2.2') and installed(distribution):
             found.append(f'{distribution} {installed(distribution)} refuses mmcv {mmcv}: {build}')
-    if (mmcv or fork) and (error := import_error('mmcv._ext')):
+    if (mmcv or onedl) and (error := import_error('mmcv._ext')):
         found.append(
             f'mmcv has no usable operators ({error}). To compile them for your torch: {build}'
         )
