@@ -83,7 +83,9 @@ def compile_package(
     settings = {
         'aot_inductor.metadata': metadata,
         'cpp.dynamic_threads': True,  # by default the number of this process is compiled in
-        'freezing': True,  # weights are constants, which oneDNN lays out once, not in each call
+        # Weights are constants, which oneDNN lays out once, not in each call. With images of any
+        # size torch 2.13 stumbles over the strides of its own layouts then.
+        'freezing': not program.range_constraints,
     }
     for spec in program.graph_signature.input_specs:
         if spec.kind == InputKind.CONSTANT_TENSOR:  # freezing loses these, and keeps buffers

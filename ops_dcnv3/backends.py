@@ -66,7 +66,10 @@ def _rebuild(reason: str, what: str, environment: str = '') -> str:
     )
 
 
-_NO_CPU = EXTENSION_ERROR and _rebuild(EXTENSION_ERROR, 'a C++20 compiler (g++ or clang++)')
+_NO_CPU = EXTENSION_ERROR and (
+    _rebuild(EXTENSION_ERROR, 'a C++20 compiler (g++ or clang++)')
+    + f', or install its wheel for torch {torch.__version__}'
+)
 _NO_CUDA = _NO_CPU
 if not (_NO_CPU or HAS_CUDA):
     _NO_CUDA = _rebuild(

@@ -127,17 +127,30 @@ def test_dino_with_padding(kind, detector_config, tmp_path):
     np.testing.assert_allclose(found['scores'][0], expected.scores, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize('kind', KINDS)
 @torch.no_grad()
-def test_mask2former(segmentor_config, tmp_path):
+def test_mask2former(kind, segmentor_config, tmp_path):
     cfg = tiny_mask2former(segmentor_config)
     head = cfg.model.decode_head
     head.pixel_decoder.encoder.num_layers = head.transformer_decoder.num_layers = 1
     model = built(cfg)
     images = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     expected = model.decode_head.semantic_map(model.extract_feat(images))
-    predictor = exported(model, cfg, tmp_path, (96, 160))
+    predictor = exported(model, cfg, tmp_path, (96, 160), kind)
     scores = predictor.run(image=images.numpy())['scores']
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif('pt2' not in KINDS, reason='takes minutes; GOLDEN_EXPORTS=all does it')
+@torch.no_grad()
+def test_any_size_in_pt2(segmentor_config, tmp_path):
+    cfg = Config.fromfile(segmentor_config)
+    model = built(cfg)
+    predictor = exported(model, cfg, tmp_path, kind='pt2')
+    for size in (72, 101), (64, 96):
+        images = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+        expected = model.encode_decode(images, [dict(ori_shape=size, img_shape=size)]).argmax(1)
+        assert (predictor.run(image=images.numpy())['labels'] == expected.numpy()).mean() > 0.9999
 
 
 def test_no_detections(detector_config, tmp_path):
