@@ -12,7 +12,7 @@
 # Each sets up what it needs: its own environment (.venv) with a pinned stack. Options:
 #   STACK=onedl    the maintained onedl-* forks instead of the last OpenMMLab releases (classic);
 #                  the default on Python 3.14, which classic does not run on
-#   PYTHON=...     the Python for the environment (3.11, 3.13 or 3.14; 3.10 and 3.12 were not run)
+#   PYTHON=...     the Python for the environment (3.10 to 3.14)
 #   TORCH=...      the torch that the wheel is for
 
 PYTHON ?= python3

@@ -93,14 +93,15 @@ struct Call {
     problem.out_height = span_h / problem.stride_h + 1;
     problem.out_width = span_w / problem.stride_w + 1;
     const int64_t per_pixel = groups * problem.points();
-    for (const auto& [tensor, size] :
-         {std::make_pair(&offset, 2 * per_pixel), std::make_pair(&mask, per_pixel)}) {
-      TORCH_CHECK_VALUE(tensor->size(0) == problem.batch && tensor->size(1) == problem.out_height &&
-                            tensor->size(2) == problem.out_width && tensor->size(3) == size,
-                        "dcnv3: offset or mask has shape ", tensor->sizes(), ", expected [",
+    const auto check = [&](const at::Tensor& tensor, int64_t size) {
+      TORCH_CHECK_VALUE(tensor.size(0) == problem.batch && tensor.size(1) == problem.out_height &&
+                            tensor.size(2) == problem.out_width && tensor.size(3) == size,
+                        "dcnv3: offset or mask has shape ", tensor.sizes(), ", expected [",
                         problem.batch, ", ", problem.out_height, ", ", problem.out_width, ", ",
                         size, "]");
-    }
+    };
+    check(offset, 2 * per_pixel);
+    check(mask, per_pixel);
     TORCH_CHECK_VALUE(problem.height * problem.width <= std::numeric_limits<int32_t>::max(),
                       "dcnv3: an image must have fewer than 2^31 pixels, got ", problem.height, "x",
                       problem.width);

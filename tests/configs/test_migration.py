@@ -298,7 +298,7 @@ class TestCommand:
         file.write_text('keep\n')
         for options in ([], ['--overwrite']):
             assert 'folder.py cannot be written' in self.refused(old_file, folder, *options)
-            assert 'cannot be written' in self.refused(old_file, file / 'new.py', *options)
+            assert 'file cannot be a folder' in self.refused(old_file, file / 'new.py', *options)
         assert file.read_text() == 'keep\n'
 
     def test_what_is_no_old_config_is_refused(self, old_file, tmp_path):

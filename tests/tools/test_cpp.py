@@ -32,7 +32,7 @@ def program(tmp_path_factory):
     folder = tmp_path_factory.mktemp('build')
     # Not optimized: compiles faster.
     options = [
-        f'-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}',
+        f'-DTORCH={torch.__path__[0]}',
         '-DCMAKE_CXX_FLAGS_RELEASE=-O0',
     ]
     for command in (['-S', ROOT / 'examples' / 'cpp', '-B', folder, *options], ['--build', folder]):

@@ -83,7 +83,7 @@ def test_image_demo_of_a_folder_draws_nothing_below_the_threshold(
     (images / 'notes.txt').write_text('no image')
     run_tool(
         'image_demo', images, detector_config, tmp_path / 'official.pth', '--out',
-        tmp_path / 'drawn', '--device', 'cpu', '--score-thr', '1.1',
+        tmp_path / 'drawn', '--device', 'cpu', '--score-thr', '1',
     )  # fmt: skip
     assert {path.name for path in (tmp_path / 'drawn').iterdir()} == names
     for name in names:
