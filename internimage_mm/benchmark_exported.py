@@ -54,7 +54,7 @@ def build(name: str) -> tuple[Form, dict[str, Any]]:
 
     Args:
         name: ``internimage-ARCH``; ``convnext-ARCH`` or ``swin-ARCH`` of mmpretrain; or a shipped
-            config of Mask R-CNN.
+            config.
     """
     if '/' not in name:
         family, _, arch = name.partition('-')
@@ -64,10 +64,12 @@ def build(name: str) -> tuple[Form, dict[str, Any]]:
     cfg = Config.fromfile(config_path(name))
     cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
-    detector: Any = spread_points(build_model(cfg))
-    # Fresh classes are too alike for any box to be found.
-    nn.init.normal_(detector.roi_head.bbox_head.fc_cls.weight, std=0.1)
-    form = make_form(detector, cfg, preprocess=False)
+    model = spread_points(build_model(cfg))
+    for parameter_name, parameter in model.named_parameters():
+        # Fresh classes of two-stage detectors are too alike for any box to be found.
+        if parameter_name.endswith('fc_cls.weight'):
+            nn.init.normal_(parameter, std=0.1)
+    form = make_form(model, cfg, preprocess=False)
     return form.eval().requires_grad_(False), describe(form, cfg, {}, None)
 
 
@@ -144,8 +146,8 @@ def main(argv: list[str] | None = None) -> None:
         nargs='+',
         metavar='NAME',
         default=MODELS,
-        help='internimage-ARCH, convnext-ARCH or swin-ARCH of mmpretrain, or a shipped config of '
-        f'Mask R-CNN (default: {" ".join(MODELS)})',
+        help='internimage-ARCH, convnext-ARCH or swin-ARCH of mmpretrain, or a shipped config such '
+        f'as coco/mask-rcnn_internimage-t_fpn_1x_coco (default: {" ".join(MODELS)})',
     )
     parser.add_argument('--runtime', nargs='+', choices=EXPORTS, default=list(EXPORTS))
     parser.add_argument('--image', type=parse_image, metavar='H,W', default=(800, 1280))

@@ -146,7 +146,12 @@ def test_beside_without_a_name_means_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'model', ['internimage-tiny', 'quickstart/mask-rcnn_internimage-nano_mini-coco']
+    'model',
+    [
+        'internimage-tiny',
+        'quickstart/mask-rcnn_internimage-nano_mini-coco',
+        'quickstart/upernet_internimage-nano_mini-ade20k',
+    ],
 )
 def test_times_exported_models_that_compute_the_same(model, tmp_path, monkeypatch):
     out = tmp_path / 'out.json'
